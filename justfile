@@ -23,6 +23,10 @@ check-long *ARGS:
 plants:
     cargo test -p faultless-lab --test check is_found_and_shrunk -- --include-ignored
 
+# Makes a million operations while the engine swaps. Takes any of check's other options.
+check-memory *ARGS:
+    cargo run --release -- check --memory 16K --ops 1000000 {{ARGS}}
+
 # Makes operations by four threads in one space, and compares with each thread alone. Takes any of check's other options.
 check-threads *ARGS:
     cargo run --release -- check --threads 4 {{ARGS}}

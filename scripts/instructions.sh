@@ -15,7 +15,7 @@ names=$("$program" | cut -d' ' -f1 | grep -v '^zeroing-')
 
 # The cost of zeroing a page depends on the C library's method for this processor, so it is subtracted from operations that zero
 # one.
-zeroing() { case "$1" in anonymous-fault | map-touch-unmap) echo 1 ;; *) echo 0 ;; esac; }
+zeroing() { case "$1" in anonymous-fault | fault-*-a-group | map-touch-unmap) echo 1 ;; *) echo 0 ;; esac; }
 
 count() { # name: instructions of one
     local collected

@@ -38,6 +38,8 @@ store_noted_late         | faultless-soft | loom_shared | a_first_store_against_
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
 shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
 home_stays               | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
+home_stays_for_a_slot    | faultless      | lib | a_home_is_left_beside_a_swap_in | rule H1
+slot_moves_silently      | faultless-soft | swap | a_page_in_a_slot_moves | rule H
 space_without_grace      | faultless-soft | loom_homes | a_home_against_the_last_handle | (invariant 3|Causality violation)
 home_stored_past_a_move  | faultless-soft | loom_homes | a_copy_against_a_move | (invariant 3|Causality violation|a home that)
 moved_home_stays         | faultless-soft | loom_homes | a_home_of_a_page_that_has_left | (invariant 3|Causality violation)
@@ -84,8 +86,42 @@ unlisted_relaxed         | faultless      | lib | a_slot_that_is_given_on | (inv
 bound_not_asked_again    | faultless      | lib | a_bit_that_comes_while | invariant 3
 full_asked_before_the_count | faultless   | lib | copies_at_the_limit | a count of mappings runs over
 uncount_relaxed          | faultless      | lib | copies_at_the_limit | a count of mappings runs over
+popped_after_the_look    | faultless      | lib | a_life_that_begins_while_its_frame_is_taken | pages in the queues
+stock_taken_in_a_section | faultless      | lib | a_fault_takes_from_its_stock_while_that_is_taken_back | pages were lost
+stock_taken_at_a_mark    | faultless      | lib | a_freed_page_goes_to_a_stock_that_is_taken_back | pages were lost
+relinked_by_a_store      | faultless      | lib | a_life_that_begins_while_its_frame_is_gathered | pages in the queues
 looks_before_it_notes    | faultless-soft | loom_waits | a_wait_for_a_place_against_ | deadlock
 wakes_before_the_place   | faultless-soft | loom_waits | a_wait_for_a_place_against_an_unpin | deadlock
+unpin_without_fence      | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
+unwant_without_fence     | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
+write_without_generation | faultless      | lib | a_write_beside_the_next_life | (an older write came late|taken for written)
+no_recheck_of_slot       | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
+swapoff_leaves_written   | faultless      | lib | swapoff_beside_a_swap_in | bytes without a place
+reads_beside_an_eviction | faultless      | lib | a_read_beside_an_eviction | mark and folio differ
+no_look_after_the_freeze | faultless      | lib | a_page_that_is_wanted_again | a page is lost that an entry wants
+written_before_invalidate | faultless-soft | loom_swap | a_store_against_reclaim | (a store was lost|Causality violation)
+mapping_ends_late        | faultless-soft | loom_swap | an_old_store_against_a_store_fault | a store was lost
+freeze_ignores_pins      | faultless-soft | loom_swap | a_store_against_reclaim | (a store was lost|isolated.rs)
+copies_its_own_page      | faultless-soft | loom_swap | an_old_store_against_a_store_fault | a store was lost
+reclaim_not_undone       | faultless-soft | loom_swap | an_old_store_against_a_load_and_a_store | a store was lost
+window_read_only         | faultless-soft | loom_swap_shared | an_old_store_against_a_load_and_fork | invariant 7
+stores_into_a_write      | faultless-soft | loom_swap | a_store_against_a_write_to_the_device | a store into a page that is being written
+slots_without_invalidate | faultless-soft | loom_swap | an_access_against_reclaim_and_unmap | invariant 3
+slots_copied_without_invalidate | faultless-soft | loom_swap_shared | an_old_store_against_fork | invariant 7
+slot_not_dropped         | faultless-soft | loom_swap | exit_against_reclaim | a slot is kept that nobody wants
+slot_stays_behind        | faultless-soft | loom_swap | remap_against_reclaim | a page was lost
+reclaims_pinned          | faultless-soft | loom_swap | a_pin_against_reclaim | a pinned page was reclaimed
+reclaims_locked          | faultless-soft | loom_swap | mlock_against_reclaim | a locked page was reclaimed
+resumes_by_number        | faultless-soft | loom_swap | a_fault_that_waited_against_the_next_life | a page of the slot's earlier life
+no_lock_at_swap_in       | faultless-soft | loom_swap_shared | two_spaces_bring_a_page_back | (invariant 6|isolated.rs)
+slot_left_beside_reclaim | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | exceeded maximum number of branches
+shared_table_not_locked  | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | (invariant 6|rule H2)
+slot_not_counted         | faultless-soft | loom_swap_shared | a_copy_of_slots_against_the_childs_end | (a page was lost|a slot's count below zero)
+one_sharer_invalidated   | faultless-soft | loom_swap_shared | accesses_against_reclaim_from_a_shared_table | (invariant 3|Causality violation)
+shared_without_invalidate | faultless-soft | loom_swap_shared | fork_shares_a_table_against_reclaim | invariant 7
+gone_without_invalidate  | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3
+reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9
+truncation_passes_gone   | faultless-soft | loom_reclaim_files | truncation_against_reclaim | invariant 3
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

@@ -37,7 +37,7 @@ impl Plan {
     /// The first [`Trouble`]: a contender that gives a wrong result is not measured.
     pub fn run(&self, mut done: impl FnMut(Vec<Row>) -> Result<(), Trouble>) -> Result<(), Trouble> {
         let steps: usize = self.cases.iter().map(|(_, sizes)| sizes.len() * self.rounds).sum();
-        let progress = Progress::new(steps);
+        let progress = Progress::new(steps, "setting up");
         for (case, sizes) in &self.cases {
             for &size in sizes {
                 let of = size.map_or(String::new(), |size| format!(" of {size}"));

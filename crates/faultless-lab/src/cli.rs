@@ -24,7 +24,7 @@ use crate::scenarios::Turn;
 use crate::trouble::Trouble;
 use crate::{help, json, parse, scenarios};
 use anstream::{AutoStream, ColorChoice};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -58,11 +58,14 @@ a row for each design and a column for each scenario.
 Each scenario runs on a software machine. The threads of this process are its processors. Its memory has the size \
 --memory. Each read of the file takes at least --io-latency. The designs take turns, in rounds. Each round checks every \
 page that is read, the children of fork, and the return of all frames. An error ends the run. If a design cannot run a \
-scenario, its row says so. The native rows are the kernel of this machine: other hardware.
+scenario, its row says so. The native rows are the kernel of this machine, on the real MMU. \
+The other rows run on a simulated one, so do not compare them.
 
 How to read the tables:
   1.20 ms (0.98–1.40)  median, smallest and largest round
   1.50×                1.5 times worse than the best of the column
+  ≈1.20×               level: less than 1.3 times worse
+  ?3.00×               unknown: the rounds overlap, or are fewer than 3
   bystander, fork      latency of an operation at a fixed rate, counted from its
                        scheduled start
   fault                time from the access to a cold page to the page
@@ -189,6 +192,11 @@ pub(crate) fn width() -> usize {
     terminal_width().unwrap_or(WIDEST.into())
 }
 
+/// Returns the width of standard error, at most [`WIDEST`].
+fn error_width() -> usize {
+    terminal_size::terminal_size_of(io::stderr()).map_or(WIDEST, |(width, _)| width.0.min(WIDEST)).into()
+}
+
 /// Returns the width and the colours that standard output allows.
 fn screen(colour: Colour) -> Screen {
     let has_colour = match colour {
@@ -282,7 +290,7 @@ fn arguments() -> impl Iterator<Item = String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
-/// Prints help as it is. Of an error, prints clap's first line.
+/// Prints help as it is. Of an error, prints clap's first line, and the values of an argument that has a list of them.
 fn not_understood(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -310,6 +318,9 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     // The missing arguments stand in a list on the next lines.
     if line.ends_with(':') {
         line = format!("{line} {}", lines.next().unwrap_or_default());
+    }
+    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+        line = format!("{line}; there are: {}", values.join(", "));
     }
     let command = arguments().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
     let command = command.map_or(String::new(), |name| format!("{name} "));
@@ -447,7 +458,8 @@ impl Compare {
                 .map_err(|error| Trouble::Input(format!("cannot write the trace: {error}")));
             let done = made.and_then(|()| output.write(&String::from_utf8_lossy(&text)));
             if done.is_ok() {
-                eprintln!("faultless: the trace has {}", trace::summary(&outcome));
+                let text = format!("faultless: the trace has {}", trace::summary(&outcome));
+                eprintln!("{}", text::paragraph(&text, error_width()));
             }
             written.push(done);
         }

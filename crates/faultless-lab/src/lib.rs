@@ -40,4 +40,5 @@ pub mod progress;
 pub mod record;
 pub mod report;
 pub mod scenarios;
+pub mod skipped;
 pub mod trouble;

@@ -2,7 +2,7 @@
 
 use faultless::stats::Counter;
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -52,6 +52,19 @@ impl Latency {
     /// Returns the number of recorded latencies.
     pub fn count(&self) -> u64 {
         self.0.len()
+    }
+
+    /// Returns the mean of the fastest operations, in nanoseconds; `None` if nothing was recorded. `share` of all
+    /// operations are the fastest ones.
+    pub fn mean_of_fastest(&self, share: f64) -> Option<f64> {
+        let wanted = (self.count() as f64 * share).ceil() as u64;
+        let (mut left, mut sum) = (wanted, 0.0);
+        for (nanoseconds, count) in self.iter() {
+            let taken = count.min(left);
+            left -= taken;
+            sum += nanoseconds as f64 * taken as f64;
+        }
+        (wanted != 0).then(|| sum / wanted as f64)
     }
 
     /// Returns a quantile in microseconds; zero if nothing was recorded.
@@ -144,6 +157,12 @@ impl Measured {
         self.ratio(name, time).map(|each| each * 1e9)
     }
 
+    /// Returns [`Measured::a_second`] of the fastest operations: `share` of those whose latency is called `latency`.
+    pub fn a_second_of_fastest(&self, name: &str, time: &str, latency: &str, share: f64) -> Option<f64> {
+        let latency = self.latency.get(latency)?;
+        Some(self.a_second(name, time)? * latency.mean_of_fastest(1.0)? / latency.mean_of_fastest(share)?)
+    }
+
     /// Returns the number of events per second of the round.
     pub fn a_second_of_all(&self, name: &str) -> Option<f64> {
         (self.seconds > 0.0).then_some(self.counted(name)? as f64 / self.seconds)
@@ -183,8 +202,20 @@ pub const NOISE: f64 = 1.3;
 /// Least number of rounds of a comparison. With fewer rounds, the spread is chance.
 pub const LEAST_ROUNDS: usize = 3;
 
+/// The result of the comparison of two spreads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The medians differ by a factor of less than [`NOISE`].
+    Level,
+    /// The medians differ by more, but the ranges overlap. The difference may be chance. A fifth of the rounds at each
+    /// end does not count.
+    Unknown,
+    /// The medians differ by more, and the ranges do not overlap.
+    Beyond,
+}
+
 /// Median and range of the values of several rounds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The median.
     pub median: f64,
@@ -192,6 +223,10 @@ pub struct Spread {
     pub min: f64,
     /// The greatest value.
     pub max: f64,
+    /// The range that decides whether two spreads overlap. Other load of the machine disturbs single rounds, so it
+    /// leaves out a fifth of the rounds at each end.
+    #[serde(skip)]
+    inner: (f64, f64),
 }
 
 impl Spread {
@@ -203,14 +238,23 @@ impl Spread {
         let half = values.len() / 2;
         let median =
             if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 };
-        Some(Self { median, min, max })
+        let cut = values.len() / 5;
+        Some(Self { median, min, max, inner: (values[cut], values[values.len() - 1 - cut]) })
     }
 
-    /// Returns whether two spreads differ beyond noise: the medians differ by a factor of at least [`NOISE`], and the
-    /// ranges do not overlap.
-    pub fn differs(self, other: Self) -> bool {
+    /// Returns a spread whose rounds are not known one by one. No round is left out.
+    pub fn whole(median: f64, min: f64, max: f64) -> Self {
+        Self { median, min, max, inner: (min, max) }
+    }
+
+    /// Compares two spreads.
+    pub fn compared(self, other: Self) -> Difference {
         let (low, high) = if self.median <= other.median { (self, other) } else { (other, self) };
-        high.median >= low.median * NOISE && high.min > low.max
+        match high.median < low.median * NOISE || high.median == low.median {
+            true => Difference::Level,
+            false if high.inner.0 > low.inner.1 => Difference::Beyond,
+            false => Difference::Unknown,
+        }
     }
 }
 
@@ -220,24 +264,32 @@ mod tests {
 
     #[test]
     fn a_spread_has_its_median() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread::whole(2.0, 1.0, 3.0)));
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread::whole(2.5, 1.0, 4.0)));
         assert_eq!(Spread::of([]), None);
     }
 
     #[test]
     fn spreads_differ_if_they_are_apart_and_far_enough() {
-        let spread = |median, min, max| Spread { median, min, max };
-        let differ = |a: Spread, b: Spread| {
-            assert_eq!(a.differs(b), b.differs(a));
-            a.differs(b)
+        let spread = Spread::whole;
+        let compared = |a: Spread, b: Spread| {
+            assert_eq!(a.compared(b), b.compared(a));
+            a.compared(b)
         };
-        assert!(differ(spread(100.0, 90.0, 110.0), spread(200.0, 190.0, 210.0)));
-        assert!(!differ(spread(100.0, 99.0, 101.0), spread(125.0, 124.0, 126.0)));
-        assert!(!differ(spread(100.0, 50.0, 190.0), spread(200.0, 190.0, 210.0)));
+        use Difference::{Beyond, Level, Unknown};
+        assert_eq!(compared(spread(100.0, 90.0, 110.0), spread(200.0, 190.0, 210.0)), Beyond);
+        // Ranges that do not overlap do not make a small difference a large one.
+        assert_eq!(compared(spread(100.0, 99.0, 101.0), spread(125.0, 124.0, 126.0)), Level);
+        assert_eq!(compared(spread(100.0, 50.0, 190.0), spread(125.0, 90.0, 210.0)), Level);
+        assert_eq!(compared(spread(100.0, 50.0, 190.0), spread(200.0, 190.0, 210.0)), Unknown);
+        // One disturbed round of five does not hide a difference. Two of them do.
+        let fast = Spread::of([100.0, 101.0, 102.0, 103.0, 900.0]).unwrap();
+        let slow = Spread::of([90.0, 700.0, 701.0, 702.0, 703.0]).unwrap();
+        assert_eq!((fast.max, slow.min, compared(fast, slow)), (900.0, 90.0, Beyond));
+        assert_eq!(compared(Spread::of([100.0, 101.0, 102.0, 800.0, 900.0]).unwrap(), slow), Unknown);
         let none = spread(0.0, 0.0, 0.0);
-        assert!(!differ(none, none));
-        assert!(differ(none, spread(1.0, 0.5, 2.0)));
+        assert_eq!(compared(none, none), Level);
+        assert_eq!(compared(none, spread(1.0, 0.5, 2.0)), Beyond);
     }
 
     #[test]
@@ -255,6 +307,26 @@ mod tests {
         assert_eq!((sum.seconds, sum.counters["children"], sum.latency["fork"].count()), (2.0, 6, 2));
         assert!((sum.latency["fork"].quantile_us(0.5) - 10.0).abs() < 0.1);
         assert_eq!(sum.quantile_us("fault", 0.5), None);
+    }
+
+    #[test]
+    fn one_stall_does_not_change_the_rate_of_the_fastest_operations() {
+        let measured = |slowest: u64| {
+            let (mut measured, mut latency) = (Measured::default(), Latency::default());
+            latency.record_n(500, 990);
+            latency.record_n(slowest, 10);
+            measured.count("done", 1000);
+            measured.count("time", 990 * 500 + 10 * slowest);
+            measured.add_latency("change", &latency);
+            measured
+        };
+        let fastest =
+            |measured: &Measured| measured.a_second_of_fastest("done", "time", "change", 0.99).unwrap();
+        let (even, stalled) = (measured(500), measured(4_000_000));
+        assert!((fastest(&even) / 2e6 - 1.0).abs() < 0.01, "{}", fastest(&even));
+        assert!((fastest(&stalled) / fastest(&even) - 1.0).abs() < 0.01, "{}", fastest(&stalled));
+        assert!(stalled.a_second("done", "time") < even.a_second("done", "time").map(|all| all / 50.0));
+        assert_eq!(even.a_second_of_fastest("done", "time", "fault", 0.99), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Progress of a run, on a terminal only.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use std::fmt::Write;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
@@ -9,17 +10,23 @@ use std::time::Duration;
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Returns a line for `steps` steps.
-    pub fn new(steps: usize) -> Self {
+    /// Returns a line for `steps` steps. `doing` is the first activity.
+    pub fn new(steps: usize, doing: &str) -> Self {
         if !stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(steps as u64);
-        if let Ok(style) =
-            ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {elapsed} of about {duration}")
-        {
-            bar.set_style(style);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{wide_bar}] {elapsed}{of_about}") {
+            // Before the first step ends, the whole duration is unknown.
+            let of_about = |state: &ProgressState, text: &mut dyn Write| {
+                if state.pos() != 0 {
+                    let _ = write!(text, " of about {:#}", HumanDuration(state.duration()));
+                }
+            };
+            bar.set_style(style.with_key("of_about", of_about));
         }
+        // The first line that is drawn has a text.
+        bar.set_message(doing.to_string());
         bar.enable_steady_tick(Duration::from_millis(250));
         Self(bar)
     }

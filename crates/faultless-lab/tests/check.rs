@@ -4,9 +4,11 @@
 #![cfg(target_os = "linux")]
 
 use faultless_lab::check::{
-    At, Found, From, Length, Move, ORACLE, Operation, Plan, Plant, Planted, STRIDE, Summary, Together, With,
+    At, Found, From, Length, Memory, Move, ORACLE, Operation, Plan, Plant, Planted, Pressure, STRIDE,
+    Summary, Together, With,
 };
 use faultless_lab::designs;
+use faultless_lab::skipped::skipped;
 use faultless_lab::trouble::Trouble;
 use std::cell::Cell;
 use std::process::{Command, Output};
@@ -32,14 +34,18 @@ fn run(plan: &Plan) -> Result<Summary, Trouble> {
 /// Checks that there is no difference except known ones.
 fn agrees(plan: &Plan) {
     if std::env::var_os("ASAN_OPTIONS").is_some() {
-        println!("skipped: under AddressSanitizer mlockall locks its shadow memory");
-        return;
+        return skipped("under AddressSanitizer mlockall locks its shadow memory");
     }
     let summary = run(plan).unwrap();
     if let Some(found) = &summary.difference {
         panic!("{}", found.text());
     }
     assert_eq!(summary.episodes, plan.operations.div_ceil(1000));
+    if plan.memory.is_some() {
+        assert_swapped(summary.pressure.as_ref());
+    }
+    // Each operation is compared, or left out for a known difference.
+    assert_eq!(summary.operations + summary.left_out, plan.operations);
     println!("{}", summary.text());
 }
 
@@ -63,6 +69,23 @@ fn the_engine_merges_as_linux_does() {
 #[test]
 fn so_it_does_under_a_rival() {
     agrees(&plan("vma-lock", 10_000, true));
+}
+
+/// Returns a memory of four frames.
+fn few_frames() -> Option<Memory> {
+    Some(Memory::new(4 * PAGE).unwrap())
+}
+
+fn assert_swapped(pressure: Option<&Pressure>) {
+    let pressure = pressure.expect("the memory is limited");
+    assert!(pressure.swapped_out > 100 && pressure.swapped_in > 100, "{}", pressure.text());
+}
+
+#[test]
+fn under_pressure_the_engine_does_as_linux_does() {
+    for design in ["faultless", "vma-lock"] {
+        agrees(&Plan { seed: 3, memory: few_frames(), ..plan(design, 10_000, true) });
+    }
 }
 
 /// Leaves out the last page of the range, if it has several.
@@ -347,6 +370,16 @@ fn threads_give_together_what_each_gives_alone() {
 }
 
 #[test]
+fn under_pressure_threads_give_together_what_each_gives_alone() {
+    for design in ["faultless", "vma-lock"] {
+        let plan = Together { memory: few_frames(), ..together(design, 4, 4_000) };
+        let summary = plan.run(&AtomicBool::new(false)).unwrap();
+        assert_eq!(summary.difference.map(|found| found.text()), None);
+        assert_swapped(summary.pressure.as_ref());
+    }
+}
+
+#[test]
 fn a_call_that_one_thread_forgets_is_found_and_shrunk() {
     let forget: Plant = |operation| match operation {
         Operation::Unmap { .. } => Planted::Forgotten,
@@ -407,7 +440,7 @@ fn the_command_prints_a_table_or_json() {
     let table = faultless(&["check", "--ops", "500", "--merged"]);
     assert_eq!(table.status.code(), Some(0));
     let text = String::from_utf8_lossy(&table.stdout);
-    assert!(text.contains("| mprotect") && text.contains("500 operations in 1 episodes"), "{text}");
+    assert!(text.contains("| mprotect") && text.contains("500 operations in 1 episode,"), "{text}");
     let json = faultless(&["check", "--ops", "500", "--merged", "--json", "-"]);
     let summary: Summary = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((summary.operations, summary.seed), (500, 1));

@@ -1,5 +1,6 @@
 //! The command as a user has it: exit codes, one line for bad input, JSON that keeps its schema.
 
+use faultless_lab::skipped::skipped;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -128,7 +129,9 @@ fn a_recorded_round_is_written_as_a_trace() {
     ]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    assert!(errors.contains("operations and waits of 2 rounds"), "{errors}");
+    let text = errors.replace('\n', " ");
+    assert!(text.contains("operations and waits of 2 recorded rounds."), "{errors}");
+    assert!(errors.lines().all(|line| line.chars().count() <= 100), "{errors}");
     assert!(!output.stdout.is_empty(), "the table is printed as well");
     let trace: serde_json::Value =
         serde_json::from_slice(&std::fs::read(path).expect("a trace")).expect("a trace in JSON");
@@ -163,6 +166,9 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     assert_refused(&["compare", "--threads", "1"], "2 threads");
     assert_refused(&["compare", "--io-latency", "soon"], "'soon'");
     assert_refused(&["compare", "--seconds", "0"], "'0'");
+    for wrong in [&["compare", "--color", "sometimes"][..], &["compare", "--color"]] {
+        assert_refused(wrong, "; there are: auto, always, never; see faultless compare --help");
+    }
     assert_refused(&["compare", "--rate", "fork=never"], "'fork=never'");
     assert_refused(&["compare", "--rate", "spoon=1"], "spoon");
     assert_refused(&["compare", "--memory", "99999999999999999999G"], "99999999999999999999G");
@@ -205,7 +211,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
 }
 
 /// Each option that takes a number, with a value that is too small for it and one that is too large.
-const NUMBERS: [(&str, &str, &[&str]); 9] = [
+const NUMBERS: [(&str, &str, &[&str]); 10] = [
     ("compare", "--threads", &["0", "10001", "1000000000"]),
     ("compare", "--seconds", &["0", "0.09", "604801"]),
     ("compare", "--io-latency", &["0", "10001ms"]),
@@ -215,6 +221,7 @@ const NUMBERS: [(&str, &str, &[&str]); 9] = [
     ("compare", "--seed", &["18446744073709551616"]),
     ("check", "--ops", &["0", "18446744073709551616"]),
     ("check", "--threads", &["0", "33", "1000000000"]),
+    ("check", "--memory", &["0", "15K", "16383"]),
 ];
 
 #[test]
@@ -282,8 +289,7 @@ fn a_file_that_cannot_be_mapped_is_named() {
     std::fs::write(path("empty"), b"").expect("an empty file");
     assert_refused(&["compare", "--file", &path("empty")], "empty");
     if rustix::process::geteuid().is_root() {
-        println!("skipped: an unreadable file, since root reads everything");
-        return;
+        return skipped("an unreadable file, because root may read every file");
     }
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path("secret"), [1; 8192]).expect("a file");

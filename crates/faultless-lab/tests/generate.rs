@@ -34,7 +34,9 @@ fn each_shell_has_completions_with_commands_and_flags() {
         }
         assert!(!text.contains("native-round") && !text.contains("generate"), "{shell} has a hidden command");
     }
-    refused(folder.path(), &["completions", "tcsh"], "'tcsh'");
+    let shells =
+        "'tcsh' for '<SHELL>'; there are: bash, elvish, fish, powershell, zsh; see faultless generate";
+    refused(folder.path(), &["completions", "tcsh"], shells);
 }
 
 #[test]

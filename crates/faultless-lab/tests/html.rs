@@ -1,6 +1,7 @@
 //! `compare --html`: one file that needs nothing else, well-formed, with data in each chart; and in a browser, where there is one,
 //! it renders without an error.
 
+use faultless_lab::skipped::skipped;
 use quick_xml::Reader;
 use quick_xml::events::Event;
 use std::collections::BTreeMap;
@@ -207,7 +208,7 @@ const frame = (width) => new Promise((done) => {
 #[test]
 fn a_browser_renders_it_without_an_error() {
     let Some(browser) = browser() else {
-        println!("skipped: no chromium, chromium-browser or google-chrome on PATH");
+        skipped("no chromium, chromium-browser or google-chrome on PATH");
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");

@@ -9,6 +9,7 @@ use faultless_lab::machine::{Child, Machine, Memory, Process, Task, Touched};
 use faultless_lab::measure::{Latency, Measured};
 use faultless_lab::native::{Job, NativeMachine, Request, Source, Variant, round_by, worker};
 use faultless_lab::scenarios::{Settings, TestFile, Turn};
+use faultless_lab::skipped::skipped;
 use faultless_lab::trouble::Trouble;
 use std::process::Command;
 use std::sync::Arc;
@@ -270,7 +271,7 @@ fn run(scenario: &str, with: &With) -> Result<Measured, Trouble> {
 fn granted(scenario: &str, with: &With) -> Option<Measured> {
     match run(scenario, with) {
         Err(Trouble::Cannot(reason)) => {
-            eprintln!("skipped: {scenario}: {reason}");
+            skipped(format!("{scenario}: {reason}"));
             None
         }
         done => Some(done.expect(scenario)),
@@ -351,7 +352,7 @@ fn a_read_that_fails_is_one_line() {
     for variant in [Variant::Access, Variant::SystemCall] {
         let failed = run("faults", &With { file: true, failing: true, variant, ..PLAIN });
         match failed.unwrap_err() {
-            Trouble::Cannot(reason) => eprintln!("skipped: {reason}"),
+            Trouble::Cannot(reason) => skipped(reason),
             other => assert_eq!(
                 other,
                 Trouble::Input("cannot read the file: I/O error (errno 5) at byte 36864".into())
@@ -369,7 +370,7 @@ fn an_interrupt_ends_the_round_with_what_was_measured() {
 #[test]
 fn memory_is_limited() {
     match run("much memory", &With { memory_limit: Some(64 << 20), ..PLAIN }) {
-        Err(Trouble::Cannot(reason)) => eprintln!("skipped: a memory limit: {reason}"),
+        Err(Trouble::Cannot(reason)) => skipped(format!("a memory limit: {reason}")),
         Err(Trouble::Input(text)) => assert!(text.contains("64 MiB of memory were too little"), "{text}"),
         other => panic!("the limit was not kept: {other:?}"),
     }
@@ -384,8 +385,8 @@ fn nothing_stays_mounted() {
     let before = count(&ours());
     let done = run("faults", &With { file: true, ..PLAIN });
     let failed = run("wild access", &With { file: true, ..PLAIN });
-    if matches!(done, Err(Trouble::Cannot(_))) {
-        eprintln!("skipped: {done:?}");
+    if let Err(Trouble::Cannot(reason)) = done {
+        skipped(reason);
     } else {
         assert!(done.is_ok() && failed.is_err());
     }

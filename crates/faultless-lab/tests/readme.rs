@@ -31,6 +31,48 @@ fn its_programs_are_the_examples() {
     }
 }
 
+/// The paragraphs of a report, each in one line. A number is replaced by "N".
+fn paragraphs(report: &str) -> Vec<String> {
+    let line = |paragraph: &str| {
+        let text = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut characters = String::new();
+        for character in text.chars() {
+            match character {
+                '0'..='9' if characters.ends_with('N') => {}
+                '0'..='9' => characters.push('N'),
+                other => characters.push(other),
+            }
+        }
+        characters
+    };
+    report.split("\n\n").map(line).collect()
+}
+
+#[test]
+fn its_output_is_that_of_this_version() {
+    let (readme, golden) = (file("README.md"), file("crates/faultless-lab/src/report/text/golden/tour.txt"));
+    let block =
+        readme.split("```text\n").nth(1).and_then(|block| block.split("```").next()).expect("a block");
+    let (shown, wanted) = (paragraphs(block), paragraphs(&golden));
+    assert_eq!((shown.len(), &shown[0]), (wanted.len(), &wanted[0]), "{block}");
+    // A title is wrapped at the width of its figures, so the words may be in another order.
+    let header = |paragraph: &str| {
+        let mut words: Vec<_> =
+            paragraph.split('─').next().unwrap_or_default().split(' ').map(str::to_string).collect();
+        words.sort_unstable();
+        words
+    };
+    assert_eq!(header(&shown[1]), header(&wanted[1]));
+    for (at, start) in [(2, "N.N×: "), (3, "faultless against its best rival: "), (4, "native is Linux ")] {
+        assert!(shown[at].starts_with(start) && wanted[at].starts_with(start), "{}", shown[at]);
+    }
+    let note = "It runs on the real MMU; the other rows run on a simulated one.";
+    assert!(shown[4].contains(note) && wanted[4].contains(note), "{}", shown[4]);
+    for label in ["Repeat: cargo run --release -- compare Look closer: ", " All figures: add --details"] {
+        assert!(shown[5].contains(label), "{}", shown[5]);
+    }
+}
+
 #[test]
 fn it_is_short() {
     let lines = file("README.md").lines().count();

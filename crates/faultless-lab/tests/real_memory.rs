@@ -3,14 +3,14 @@
 
 use faultless::AddressSpace;
 use faultless_lab::designs::{FaultlessRetry, MmapLock, VmaLockHold};
+use faultless_lab::skipped::skipped;
 use faultless_linux::{Linux, OpenError, Options, Pager, ServeError, Serving};
-use std::io::Write;
 
 #[test]
 fn designs_that_keep_locks_through_io_are_refused() {
     let pager = match Pager::new(Options { memory: 1 << 20, ..Options::default() }) {
         Err(error @ (OpenError::Forbidden | OpenError::Absent | OpenError::TooOld)) => {
-            let _ = writeln!(std::io::stderr(), "skipped: {error}");
+            skipped(error);
             return;
         }
         pager => pager.expect("a pager"),

@@ -9,6 +9,17 @@ use std::process::{Command, Stdio};
 
 /// Runs the command on a terminal of `width` columns, and returns its output.
 fn on_a_terminal(width: u16, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    // The line of progress is of standard error.
+    run(width, arguments, variables, |command, terminal| command.stderr(Stdio::null()).stdout(terminal))
+}
+
+/// Runs the command with a terminal of `width` columns, which `connect` connects. Returns the output.
+fn run(
+    width: u16,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    connect: fn(&mut Command, File) -> &mut Command,
+) -> String {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
     grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
     let path = ptsname(&master, Vec::new()).expect("its name");
@@ -20,9 +31,7 @@ fn on_a_terminal(width: u16, arguments: &[&str], variables: &[(&str, &str)]) -> 
     let mut command = Command::new(env!("CARGO_BIN_EXE_faultless"));
     command.args(arguments).env("TERM", "xterm-256color").env_remove("NO_COLOR").env_remove("COLUMNS");
     command.envs(variables.iter().copied());
-    // The line of progress is of standard error.
-    command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(terminal);
-    let mut child = command.spawn().expect("the command runs");
+    let mut child = connect(command.stdin(Stdio::null()), terminal).spawn().expect("the command runs");
     // Closes this process's end of the terminal, so that reading ends when the command does.
     drop(command);
     let (mut text, mut master) = (Vec::new(), File::from(master));
@@ -113,6 +122,18 @@ fn no_check_is_wider_than_the_terminal() {
     for width in [40, 80, 100] {
         assert_fits(width, &["check", "--files", "--ops", "300"]);
         assert_fits(width, &["check", "--threads", "2", "--ops", "300"]);
+    }
+}
+
+#[test]
+fn a_line_of_progress_has_a_text_and_no_duration_before_it_is_known() {
+    let arguments = ["compare", "fork-during-io", "--design", "faultless", "--seconds", "3"];
+    let text = run(100, &arguments, &[], |command, terminal| command.stdout(Stdio::null()).stderr(terminal));
+    let lines: Vec<_> = text.split(['\r', '\n']).filter(|line| line.contains('[')).collect();
+    let lines: Vec<_> = lines.into_iter().filter(|line| line.contains("] ")).collect();
+    assert!(lines.iter().any(|line| line.contains("s of about ")), "{text:?}");
+    for line in lines {
+        assert!(!line.contains("of about 0s") && line.contains("fork-during-io"), "{line:?} of {text:?}");
     }
 }
 

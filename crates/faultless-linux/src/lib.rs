@@ -46,7 +46,7 @@
 //! region lives.
 //!
 //! A page that is mapped from a file is in memory twice: in the engine's cache and in the process. The pager keeps its
-//! memory until it ends. A mapped page is never evicted, and nothing is swapped. When [`Options::memory`] is used up,
+//! memory until it ends. Nothing is swapped. When [`Options::memory`] is used up, and no page of a file can be reclaimed,
 //! an access that needs more gets SIGBUS; it can be tried again ([`Region::retry`]).
 #![cfg(target_os = "linux")]
 

@@ -9,13 +9,16 @@ use faultless::host::{
     Barrier, FrameSource, FrameUse, GroupId, Host, PageTable, Slots, StdBarrier, StdSlots,
 };
 use faultless::protection::{Access, Protection};
+use faultless::store::Transfer;
+use faultless::swap::{CompressedMemory, SwapDevice};
 use faultless::sync::{FenceBarrier, Life, RetiredList, Section, Sections, fence_after_rmw};
 use faultless::vma::tree::{Ranged, Tree, Writer};
-use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
-use faultless_soft::{RadixTable, Soft};
+use faultless::{AddressSpace, Engine, LimitConfig, Limits, MapRequest, MemoryLimit, Placement};
+use faultless_soft::{Cpu, RadixTable, Soft};
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 type Failure = Box<dyn Error>;
@@ -24,18 +27,23 @@ type Run = fn(u64) -> Result<Took, Failure>;
 /// The nanoseconds of one operation.
 struct Took(f64);
 
-const ALL: [(&str, Run); 13] = [
+const ALL: [(&str, Run); 18] = [
     ("look-up-30", |rounds| look_up(30, rounds)),
     ("look-up-1000", |rounds| look_up(1_000, rounds)),
     ("look-up-60000", |rounds| look_up(60_000, rounds)),
     ("update-30", |rounds| update(30, rounds)),
     ("update-1000", |rounds| update(1_000, rounds)),
     ("update-60000", |rounds| update(60_000, rounds)),
-    ("anonymous-fault", anonymous_fault),
+    ("anonymous-fault", |rounds| anonymous_fault(machine, rounds)),
+    ("fault-beside-a-group", |rounds| anonymous_fault(machine_beside_a_group, rounds)),
+    ("fault-in-a-group", |rounds| anonymous_fault(machine_in_a_group, rounds)),
     ("zeroing-a-page", zeroing),
     ("unmap-a-page", unmap),
     ("map-touch-unmap", map_touch_unmap),
     ("protect-16-pages", protect),
+    ("reclaim-clean-page", |rounds| reclaim(rounds, Page::Clean)),
+    ("reclaim-zero-page", |rounds| reclaim(rounds, Page::Zero)),
+    ("reclaim-dirty-page", |rounds| reclaim(rounds, Page::Dirty)),
     ("section-and-bit", |rounds| section_and_bit(&StdBarrier::new(), rounds)),
     ("section-and-bit-fence", |rounds| section_and_bit(&FenceBarrier, rounds)),
 ];
@@ -165,6 +173,22 @@ fn machine(frames: u64) -> Result<Machine, Failure> {
     Ok(Machine { engine, space })
 }
 
+/// Makes a machine whose space is in a group that is far below its limit. Faults note pages for reclaim, as in any engine with a
+/// limit.
+fn machine_in_a_group(frames: u64) -> Result<Machine, Failure> {
+    let engine = Engine::new(memory(frames)?, Limits::default())?;
+    let limit = MemoryLimit::new(&engine, LimitConfig::max(1 << 20))?;
+    let space = AddressSpace::new_in(&engine, &limit)?;
+    Ok(Machine { engine, space })
+}
+
+/// Makes a machine with a limit, and a space that is in no group.
+fn machine_beside_a_group(frames: u64) -> Result<Machine, Failure> {
+    let machine = machine(frames)?;
+    MemoryLimit::new(&machine.engine, LimitConfig::max(1 << 20))?;
+    Ok(machine)
+}
+
 fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
@@ -174,7 +198,7 @@ fn map(space: &AddressSpace<Soft, Faultless>, page: u64, pages: u64) -> Result<V
 }
 
 /// Stores to an untouched page of a mapping that has other pages. A leaf table that exists serves up to 511 rounds.
-fn anonymous_fault(rounds: u64) -> Result<Took, Failure> {
+fn anonymous_fault(machine: fn(u64) -> Result<Machine, Failure>, rounds: u64) -> Result<Took, Failure> {
     let Machine { space, .. } = machine(rounds + 512)?;
     map(&space, 0, rounds + 1)?;
     space.fault_and_wait(at(rounds), Access::Write)?;
@@ -223,6 +247,65 @@ fn map_touch_unmap(rounds: u64) -> Result<Took, Failure> {
         space.fault_and_wait(map(&space, 0, 1)?, Access::Write)?;
         Ok(space.unmap(at(0), PAGE_SIZE)?)
     })
+}
+
+/// A device that keeps no bytes. It takes each page at no cost.
+#[derive(Default)]
+struct Nowhere(AtomicU64);
+
+impl SwapDevice for Nowhere {
+    fn capacity(&self) -> u64 {
+        1 << 40
+    }
+    fn reserve(&self) -> Option<u64> {
+        Some(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+    fn release(&self, _: u64) {}
+    fn submit(&self, transfer: Transfer) {
+        let bytes = transfer.pages() * PAGE_SIZE as usize;
+        transfer.complete(Ok(bytes));
+    }
+    fn max_pages(&self) -> usize {
+        64
+    }
+}
+
+/// The bytes of a page that is reclaimed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Page {
+    /// They are in a slot: the page is unmapped and freed.
+    Clean,
+    /// All are zero: no device takes them.
+    Zero,
+    /// They have a checksum, and a device takes them at no cost.
+    Dirty,
+}
+
+/// Reclaims pages that one entry maps and that were not used since the last look, in batches of 64.
+fn reclaim(rounds: u64, page: Page) -> Result<Took, Failure> {
+    let Machine { space, engine } = machine(rounds + 512)?;
+    match page {
+        Page::Clean => engine.add_swap(Arc::new(CompressedMemory::new(2 * rounds, usize::MAX)?))?,
+        Page::Zero | Page::Dirty => engine.add_swap(Arc::new(Nowhere::default()))?,
+    }
+    map(&space, 0, rounds)?;
+    let word = |number| if page == Page::Zero { 0 } else { number + 1 };
+    (0..rounds).try_for_each(|number| space.store_u64(at(number), word(number)))?;
+    // The first look clears the accessed bits.
+    (0..rounds / 64).for_each(|_| _ = engine.reclaim(0));
+    if page == Page::Clean {
+        engine.reclaim(rounds);
+        (0..rounds).try_for_each(|page| space.fault_and_wait(at(page), Access::Read))?;
+    }
+    let before = engine.frame_usage().used;
+    let took = measured(rounds, |round| {
+        if round % 64 == 0 {
+            black_box(engine.reclaim(1));
+        }
+        Ok::<_, Failure>(())
+    })?;
+    let freed = before - engine.frame_usage().used;
+    if freed == rounds { Ok(took) } else { Err(format!("{freed} of {rounds} pages were freed").into()) }
 }
 
 /// Does page work without the lookup and the install: enters the section, sets the bit, fences, clears the bit, leaves.

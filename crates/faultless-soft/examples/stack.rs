@@ -8,12 +8,13 @@ use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::store::{Bytes, Store, StoreError, Transfer};
+use faultless::swap::StoreDevice;
 use faultless::vma::MappingFlags;
 use faultless::{
     AddressSpace, Advice, Engine, File, Limits, LockAll, LockMode, MapRequest, Placement, RemapFlags,
     RemapRequest, SpaceLimits, SyncFlags,
 };
-use faultless_soft::Soft;
+use faultless_soft::{Cpu, Soft};
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -137,6 +138,35 @@ fn engine(table: &mut Table, cached_pages: u64) -> Result<Arc<Engine<Soft>>, Fai
 fn crowd(space: &Space) -> Result<(), Failure> {
     for n in 0..3000 {
         space.map(anonymous(1, (1 << 20) + n * 2))?;
+    }
+    Ok(())
+}
+
+/// Calls in a space that is four times as large as memory, with a swap device.
+fn pressure(table: &mut Table) -> Result<(), Failure> {
+    const FRAMES: u64 = 64;
+    let engine = Engine::new(Soft::new(FRAMES)?, Limits::default())?;
+    engine.add_swap(Arc::new(StoreDevice::new(Memory::pages(8 * FRAMES))?))?;
+    let space = Space::new(&engine)?;
+    space.map(anonymous(4 * FRAMES, 0))?;
+    for page in 0..4 * FRAMES {
+        table.call("fault: a page is swapped out", || space.fault_and_wait(at(page), Access::Write))?;
+        space.store_u64(at(page), page)?;
+        space.store_u64(VirtAddr::new(at(page).get() + 8), 1)?;
+    }
+    for page in 0..4 * FRAMES {
+        table.call("fault: a page is swapped in", || space.fault_and_wait(at(page), Access::Read))?;
+    }
+    table.call("fault: store to a page in a slot", || space.fault_and_wait(at(0), Access::Write))?;
+    let child = space.fork()?;
+    (0..4 * FRAMES).try_for_each(|page| {
+        table.call("fault: swapped out of a shared table", || child.fault_and_wait(at(page), Access::Read))
+    })?;
+    drop(child);
+    for (name, advice) in
+        [("advise: Cold", Advice::Cold), ("advise: PageOut", Advice::PageOut), ("advise: Free", Advice::Free)]
+    {
+        table.call(name, || space.advise(at(0), bytes(4 * FRAMES), advice))?;
     }
     Ok(())
 }
@@ -315,6 +345,7 @@ fn files(table: &mut Table) -> Result<(), Failure> {
 
 fn measure() -> Result<Table, Failure> {
     let mut table = Table::default();
+    pressure(&mut table)?;
     memory(&mut table)?;
     forks(&mut table)?;
     files(&mut table)?;

@@ -18,6 +18,7 @@ mod arena;
 mod free_list;
 mod memory;
 mod mmu;
+mod scarcity;
 mod table;
 
 pub use access::{AccessError, Cpu};

@@ -6,6 +6,7 @@
 
 use crate::arena::Arena;
 use crate::free_list::{BATCH, Cache, FreeList, Held};
+use crate::scarcity::Scarcity;
 #[cfg(debug_assertions)]
 use crate::table::Processors;
 use faultless::frame::Folio;
@@ -54,6 +55,8 @@ pub enum MemoryError {
 
 /// A bit of [`PhysicalMemory::failing`]: all later allocations fail too.
 const FOR_EVER: u64 = 1 << 63;
+/// A bit of [`PhysicalMemory::failing`]: there is a limit, see [`Scarcity`].
+const SCARCE: u64 = 1 << 62;
 
 /// The physical memory of a software machine.
 ///
@@ -70,8 +73,11 @@ pub struct PhysicalMemory {
     next: Vec<plain::AtomicU32>,
     list: FreeList,
     caches: [Cache; CACHES],
-    /// The number of allocations up to and including one that fails; 0: none will fail. Atomic; see [`FOR_EVER`].
+    /// The number of allocations up to and including one that fails; 0: none will fail. Atomic; see [`FOR_EVER`] and
+    /// [`SCARCE`].
     failing: plain::AtomicU64,
+    /// A limit below the number of frames.
+    scarcity: Scarcity,
     /// The processors' caches. They must not name a frame that is freed. Immutable.
     #[cfg(debug_assertions)]
     processors: Option<Arc<Processors>>,
@@ -98,6 +104,7 @@ impl PhysicalMemory {
             list: FreeList::new(frames),
             caches: std::array::from_fn(|_| Cache::new()),
             failing: plain::AtomicU64::new(0),
+            scarcity: Scarcity::default(),
             #[cfg(debug_assertions)]
             processors: None,
         })
@@ -112,25 +119,46 @@ impl PhysicalMemory {
 
     /// Makes all allocations from the `n`-th on fail (1 is the next one); `None` ends that. For tests.
     pub fn fail_from(&self, n: Option<u64>) {
-        let state = n.map_or(0, |n| n.clamp(1, FOR_EVER - 1) | FOR_EVER);
-        self.failing.store(state, Ordering::Relaxed);
+        self.set_failing(n.map_or(0, |n| n.clamp(1, SCARCE - 1) | FOR_EVER));
     }
 
     /// Makes the `n`-th allocation (1 is the next one) fail, and no other. For tests.
     pub fn fail_once(&self, n: u64) {
-        self.failing.store(n.clamp(1, FOR_EVER - 1), Ordering::Relaxed);
+        self.set_failing(n.clamp(1, SCARCE - 1));
     }
 
-    #[cold]
-    fn injected_failure(&self) -> bool {
-        let step = |state: u64| match state {
-            0 | 1 => Some(0),
-            _ if state == 1 | FOR_EVER => Some(state),
-            _ => Some(state - 1),
-        };
+    /// Makes memory scarce, for tests of an engine that reclaims. While `limit` frames or more are in use, a thread's allocation
+    /// fails, and its next `granted` (at least 1) succeed even if nothing can be reclaimed. So a thread has to make room all the
+    /// time, and gets on. A design that starts over after a read needs 2: for the page and for its copy.
+    pub fn make_scarce(&self, limit: u64, granted: u32) {
+        self.scarcity.set(limit, granted);
+        self.failing.fetch_or(SCARCE, Ordering::Relaxed);
+    }
+
+    fn set_failing(&self, state: u64) {
+        self.change_failing(|old| state | old & SCARCE);
+    }
+
+    /// Changes `failing`, and returns the old value.
+    fn change_failing(&self, step: impl Fn(u64) -> u64) -> u64 {
+        let step = |state| Some(step(state));
         // The closure always returns `Some`, so the error cannot occur; it would be the old value as well.
         let (Ok(old) | Err(old)) = self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
-        old & !FOR_EVER == 1
+        old
+    }
+
+    /// Returns whether this allocation is to fail.
+    #[cold]
+    fn is_refused(&self) -> bool {
+        let old = self.change_failing(|state| match state & !SCARCE {
+            0 | 1 => state & SCARCE,
+            left if left == 1 | FOR_EVER => state,
+            _ => state - 1,
+        });
+        if old & !(FOR_EVER | SCARCE) == 1 {
+            return true;
+        }
+        old & SCARCE != 0 && self.scarcity.refuses(StdSlots.current().get(), || self.usage().used)
     }
 
     /// Takes hold of the calling thread's cache, unless another thread holds it.
@@ -246,7 +274,7 @@ fn each_frame<T>(frames: u64, make: impl FnMut() -> T) -> Result<Vec<T>, MemoryE
 impl PhysicalMemory {
     /// Allocates a frame; see [`FrameSource::allocate`].
     pub(crate) fn take_frame(&self) -> Option<Frame> {
-        if self.failing.load(Ordering::Relaxed) != 0 && self.injected_failure() {
+        if self.failing.load(Ordering::Relaxed) != 0 && self.is_refused() {
             return None;
         }
         let cached = self.own_cache().and_then(|mut cache| {
@@ -447,6 +475,22 @@ mod tests {
         memory.fail_once(1);
         assert_eq!(outcome(2), [false, true]);
         assert_eq!(memory.usage().used, 0);
+    }
+
+    #[test]
+    fn a_thread_gets_on_when_memory_is_scarce() {
+        let memory = memory(100);
+        memory.make_scarce(3, 2);
+        let take = |n: u32| (0..n).map(|_| memory.take_frame()).collect::<Vec<_>>();
+        let succeed = |frames: &[Option<Frame>]| frames.iter().map(Option::is_some).collect::<Vec<_>>();
+        let frames = take(8);
+        assert_eq!(succeed(&frames), [true, true, true, false, true, true, false, true]);
+        for frame in frames.into_iter().flatten() {
+            memory.free(frame);
+        }
+        // Below the limit again, and with an injected failure that ends.
+        memory.fail_once(1);
+        assert_eq!(succeed(&take(6)), [false, true, true, true, true, false]);
     }
 
     #[test]

@@ -195,16 +195,26 @@ impl Tag {
 /// wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale {
-    /// [`RadixTable::subject`] of the first page.
+    /// The number of the first page.
     first: u64,
     pages: u64,
+    /// The table. `None`: every table of the machine.
+    tag: Option<Tag>,
 }
 
 impl Stale {
     /// Returns whether an access with this `subject` is to one of these pages.
     #[inline]
     fn is_of(self, subject: u64) -> bool {
-        subject.wrapping_sub(self.first) < self.pages
+        let page = subject & (RadixTable::PAGES - 1);
+        // The last number is the subject of a slot that has made no access yet.
+        page.wrapping_sub(self.first) < self.pages
+            && match self.tag {
+                Some(tag) => subject & !(RadixTable::PAGES - 1) == tag.0,
+                // The mutant leaves every second table out.
+                None => !mutant!("one_sharer_invalidated") || (subject / RadixTable::PAGES).is_multiple_of(2),
+            }
+            && subject != u64::MAX
     }
 
     /// Waits for the accesses in `sections` to any of `batch`. A machine with these tables calls it in
@@ -228,6 +238,7 @@ impl RadixTable {
     pub const PAGES: u64 = Root::SPAN;
 
     /// Returns the subject of an access section to `page`.
+    #[cfg(any(test, debug_assertions))]
     #[inline]
     pub(crate) fn subject(&self, page: PageNumber) -> u64 {
         self.tag.subject(page)
@@ -427,6 +438,14 @@ unsafe impl PageTable for RadixTable {
         swap_if(leaf.entry(page), seen, new)
     }
 
+    fn age(&self, leaf: Leaf<'_>, page: PageNumber) -> bool {
+        let place = leaf.entry(page);
+        let is_used = |entry: Entry| entry.has(Entry::MAPPED | Entry::ACCESSED);
+        // The first look writes nothing: most pages of a large memory are not in use.
+        is_used(Entry::from_bits(place.load(Ordering::Relaxed)))
+            && is_used(Entry::from_bits(place.fetch_and(!Entry::ACCESSED, Ordering::Relaxed)))
+    }
+
     #[inline]
     fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
         &leaf.table().record
@@ -487,14 +506,14 @@ unsafe impl PageTable for RadixTable {
 
     #[inline]
     fn stale(&self, range: PageRange) -> Stale {
-        Stale { first: self.subject(range.start()), pages: range.pages() }
+        Stale { first: range.start().get(), pages: range.pages(), tag: Some(self.tag) }
     }
 
     fn unload(&self, _wait: impl FnMut(u32)) {
         // An access holds a handle of its space, so none is under way.
         #[cfg(debug_assertions)]
         if let Some(processors) = &self.processors {
-            processors.forget_all(self.tag.0);
+            processors.forget_all(self.tag);
         }
     }
 }

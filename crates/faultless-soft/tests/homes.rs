@@ -1,4 +1,4 @@
-//! The entries that are found through the home of an anonymous page (docs/home.md), as reclaim will find them.
+//! The entries that are found through the home of an anonymous page (docs/home.md), as reclaim finds them.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};

@@ -1,4 +1,4 @@
-//! Models of homes (docs/home.md), as `loom.rs`. One thread follows the home of a frame, as reclaim will. The objects
+//! Models of homes (docs/home.md), as `loom.rs`. One thread follows the home of a frame, as reclaim does. The objects
 //! that it reaches are not freed before its section ends. A table has two entries here.
 #![cfg(loom)]
 

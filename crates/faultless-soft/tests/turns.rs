@@ -10,7 +10,7 @@ use faultless::host::{Host, OutOfMemory, Park, Sleeper, StdHost, StdPark, StdSer
 use faultless::protection::{Access, Protection};
 use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Sections, Shared};
-use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest, PendingFault};
+use faultless::{AddressSpace, Engine, Fault, File, Limits, LockMode, MapRequest, PendingFault};
 use faultless_soft::{PhysicalMemory, RadixTable, Stale};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -149,11 +149,13 @@ impl World {
     fn park(&self) -> &Noting {
         self.engine.host().park()
     }
+    /// Maps three pages, and locks them, so that reclaim leaves them.
     fn fault_three(&self) {
         for page in 0..3 {
             self.gate.pass(1);
             self.space.fault_and_wait(self.at(page), Access::Read).unwrap();
         }
+        self.space.lock(self.at, 3 * PAGE_SIZE, LockMode::Now).unwrap();
     }
     /// Returns a fault on `page` that waits for memory, and wakes `name` when it can resume.
     fn waiting(&self, page: u64, name: u64) -> Pending {
@@ -170,7 +172,7 @@ impl World {
         assert!(first.is_ready() && !second.is_ready());
         [first, second]
     }
-    /// Runs `change`, which frees memory, in a cache of four pages of which three are mapped. A fault that waits for
+    /// Runs `change`, which frees memory, in a cache of four pages of which three are mapped and locked. A fault that waits for
     /// memory must then resume, as a new one does.
     fn frees_memory(&self, change: impl FnOnce()) {
         // A read whose store does not answer.
@@ -426,6 +428,7 @@ fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
                 let other = Space::new(&w.engine).unwrap();
                 let at = other.map(request).unwrap();
                 other.fault_and_wait(at, Access::Read).unwrap();
+                other.lock(at, PAGE_SIZE, LockMode::Now).unwrap();
                 other
             })
             .collect();

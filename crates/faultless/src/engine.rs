@@ -16,7 +16,9 @@ use crate::host::{
     Slots,
 };
 use crate::page_cache::Account;
+use crate::reclaim::{Reclaim, ReclaimOrder};
 use crate::stats::{Counter, Counters, Statistics};
+use crate::swap::Swap;
 use crate::sync::{
     AccessSection, Held, Kept, Mutex, MutexGuard, Pinned, RetiredList, Section, Sections, plain,
     try_box_uninit,
@@ -27,8 +29,8 @@ use crossbeam_utils::CachePadded;
 /// The limits of an engine's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts, and is not
-    /// evicted.
+    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts. Idle pages are
+    /// evicted first, then mapped ones are reclaimed.
     pub cached_pages: u64,
     /// The largest number of mappings in one space (vm.max_map_count, 65,530). See
     /// [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
@@ -37,6 +39,8 @@ pub struct Limits {
     /// child needs another entry. Fork copies the entries of a table that has fewer. With `u64::MAX`, no table is ever
     /// shared.
     pub shared_entries: u64,
+    /// The order in which reclaim tries anonymous pages.
+    pub reclaim: ReclaimOrder,
 }
 
 /// An eighth of a leaf table of 512 entries.
@@ -47,7 +51,12 @@ const SHARED_ENTRIES: u64 = 2;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { cached_pages: u64::MAX, mappings: 65_530, shared_entries: SHARED_ENTRIES }
+        Self {
+            cached_pages: u64::MAX,
+            mappings: 65_530,
+            shared_entries: SHARED_ENTRIES,
+            reclaim: ReclaimOrder::default(),
+        }
     }
 }
 
@@ -60,6 +69,9 @@ pub struct Engine<H: Host> {
     /// The read sections of the engine's threads. Immutable.
     sections: Arc<Sections>,
     limits: Limits,
+    /// Whether faults put the frames of anonymous pages into reclaim's queues. It is false until the engine can swap. Atomic;
+    /// it becomes true once.
+    reclaims: plain::AtomicBool,
     /// The page of zeros, which reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
     /// The next number for a mapping, a record or a file. Atomic. It has a cache line of its own, since faults read its
@@ -73,6 +85,12 @@ pub struct Engine<H: Host> {
     waits: WaitTable,
     /// The batches that are not invalidated yet. It has a cache line of its own, since range work reads it.
     open_batches: CachePadded<OpenBatches>,
+    /// The slots and devices of swap space.
+    pub(crate) swap: Swap,
+    /// The queues of pages that reclaim may take. They have a cache line of their own.
+    pub(crate) reclaim: CachePadded<Reclaim>,
+    /// Whether a thread takes stocks of others back. Atomic.
+    pub(crate) takes_stocks: plain::AtomicBool,
 }
 
 impl<H: Host> Engine<H> {
@@ -96,12 +114,16 @@ impl<H: Host> Engine<H> {
         let engine = unsafe {
             (&raw mut (*place).sections).write(sections);
             (&raw mut (*place).limits).write(limits);
+            (&raw mut (*place).reclaims).write(plain::AtomicBool::new(false));
             (&raw mut (*place).zero).write(zero);
             (&raw mut (*place).serial).write(CachePadded::new(plain::AtomicU64::new(1)));
             (&raw mut (*place).shared_tables).write(SharedTables::default());
             (&raw mut (*place).cache).write(CachePadded::default());
             (&raw mut (*place).waits).write(waits);
             (&raw mut (*place).open_batches).write(CachePadded::default());
+            (&raw mut (*place).swap).write(Swap::default());
+            (&raw mut (*place).reclaim).write(CachePadded::new(Reclaim::new(limits.reclaim)));
+            (&raw mut (*place).takes_stocks).write(plain::AtomicBool::new(false));
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };
@@ -126,6 +148,24 @@ impl<H: Host> Engine<H> {
     /// Returns the limits that the engine was made with.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Returns whether faults put the frames of anonymous pages into reclaim's queues.
+    #[inline]
+    pub(crate) fn reclaims(&self) -> bool {
+        self.reclaims.load(plain::Ordering::Relaxed)
+    }
+
+    /// Returns whether reclaim takes mapped pages of files: always. Models turn it on, since it makes each fault longer.
+    #[inline]
+    pub(crate) fn reclaims_files(&self) -> bool {
+        cfg!(not(loom)) || self.reclaims()
+    }
+
+    /// Makes faults put the frames of anonymous pages into reclaim's queues from now on. Pages that are there already are not
+    /// found by reclaim, so it is called before the first page is mapped.
+    pub(crate) fn start_reclaim(&self) {
+        self.reclaims.store(true, plain::Ordering::Relaxed);
     }
 
     /// Returns the number of frames in use, and their limit. One frame is the page of zeros.
@@ -287,7 +327,7 @@ impl<H: Host> Engine<H> {
         self.host.frames().folio(frame)
     }
 
-    /// Follows the home of `frame` in a section, as reclaim will, and returns the pages to which it leads, in the order of the
+    /// Follows the home of `frame` in a section, as reclaim does, and returns the pages to which it leads, in the order of the
     /// search: the entry that it names, then those of the table's relatives. Tables that several spaces have are left out. For
     /// tests.
     #[cfg(any(test, feature = "audit"))]
@@ -377,7 +417,7 @@ impl<H: Host> Engine<H> {
 
     /// Runs `work` with a wait function. Adds the time from the first wait on to `counter`; reads no clock if there is no
     /// wait.
-    fn timed(&self, counter: Counter, work: impl FnOnce(&mut dyn FnMut(u32))) {
+    pub(crate) fn timed(&self, counter: Counter, work: impl FnOnce(&mut dyn FnMut(u32))) {
         let mut start = None;
         work(&mut |look| {
             start.get_or_insert_with(|| self.host.clock().now_ns());
@@ -471,7 +511,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Drops a reference. Frees the frame if it was the last one; lists the folio as idle if only the page cache's is
-    /// left. Does not wait.
+    /// left; frees folio and slot if only the swap cache's is left and no entry names the slot. Does not wait.
     #[inline]
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
         self.see_to(frame, self.folio(frame).release(reference));
@@ -485,8 +525,10 @@ impl<H: Host> Engine<H> {
     #[inline]
     fn see_to(&self, frame: Frame, left: Remaining) {
         match left {
-            Remaining::Nothing => self.frames().free(frame),
+            Remaining::Nothing => self.free_frame(frame),
+            Remaining::Idle if self.folio(frame).is_anonymous() => self.see_to_cached(frame),
             Remaining::Idle => self.cache.list(self, frame),
+            Remaining::InSlot => self.see_to_cached(frame),
             Remaining::Others => {}
         }
     }

@@ -1,7 +1,9 @@
 //! Folios. The counts and the state of a frame are in one atomic word, so that one compare-and-swap decides whether a page is
 //! exclusive, free, or in use.
 
+pub(crate) use isolated::Isolation;
 pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
+pub(crate) use swap_cache::Alone;
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::store::StoreError;
@@ -21,17 +23,17 @@ use crate::tables::Home;
 ///
 /// ```text
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
-///  50 CACHED: the page cache's reference
+///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
-///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
+///  55 REFERENCED: of a file's folio, used since the clock hand of the idle list passed; of an anonymous one see 62
+///  56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
-///  reserved for reclaim, which is not there yet, and zero:
-///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY: after MADV_FREE, not stored to since
+///  61 ISOLATED: a reclaimer has it in its batch
+///  62 USED2: the high bit of a count of uses, above REFERENCED in an anonymous folio, above 63 in a file's
+///  63 LAZY: of an anonymous folio, after MADV_FREE, not stored to since; of a file's folio see 62
 /// ```
-/// Reclaim's queues will take the place of the list of idle folios, so a bit QUEUED beside LISTED is not needed.
 ///
 /// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
 /// that has the frame alone changes it.
@@ -42,11 +44,11 @@ use crate::tables::Home;
 /// |--:|---|---|
 /// | 8 | the word | used |
 /// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
-/// | 8 | of a file's folio the page of the file; of an anonymous one the swap slot | used; reserved |
+/// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
 /// | 4 | why a read failed | used |
-/// | 4 | the memory limit that pays for it | reserved |
+/// | 4 | the group of the memory limit that pays for it | used |
 /// | 24 | the place in the list of idle folios | used |
-/// | 8 | | free |
+/// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
 ///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
@@ -57,13 +59,19 @@ pub struct Folio {
     /// A [`Home`]. Atomic. In a file's folio, the thread that has the frame alone writes it. In an anonymous folio, the
     /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). Read in sections.
     home: AtomicU64,
-    /// The page's number in its file; unused in an anonymous folio. Atomic. The thread that has the frame alone writes it.
+    /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot. Atomic. The thread that has the
+    /// frame alone writes it, or the thread that attaches the folio to a slot.
     index: plain::AtomicU64,
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
     error: plain::AtomicU32,
+    /// The number of the group that pays for the page, 0 for the root. Atomic. The thread that has the frame alone writes it.
+    group: plain::AtomicU32,
     /// The folio's file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
+    /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
+    /// states who may write.
+    link: AtomicU64,
     /// The number of the record by which an anonymous page came. Only for `audit`.
     #[cfg(loom)]
     record: plain::AtomicU64,
@@ -100,8 +108,9 @@ const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
-/// The bits ISOLATED, USED2 and LAZY: see the type.
-const RESERVED: u64 = 0x7 << 61;
+const ISOLATED: u64 = 1 << 61;
+const USED2: u64 = 1 << 62;
+const LAZY: u64 = 1 << 63;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -115,7 +124,7 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-const _: () = assert!(RESERVED == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK) == 0);
+const _: () = assert!((ISOLATED | USED2) & (REFERENCES | WRITEBACK) == 0);
 
 /// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
 /// one file.
@@ -180,11 +189,13 @@ impl Folio {
             home: AtomicU64::new(0),
             index: plain::AtomicU64::new(0),
             error: plain::AtomicU32::new(0),
+            group: plain::AtomicU32::new(0),
             place: ListPlace {
                 file: plain::AtomicPtr::new(core::ptr::null_mut()),
                 before: plain::AtomicU64::new(0),
                 after: plain::AtomicU64::new(0),
             },
+            link: AtomicU64::new(0),
             life: Life::new(),
         }
     }
@@ -245,7 +256,7 @@ impl Folio {
         self.drop_references(CACHED + pins * PIN)
     }
 
-    /// Returns the page's number in its file.
+    /// Returns the page's number in its file, or the number of an anonymous folio's slot.
     pub(crate) fn index(&self) -> u64 {
         self.index.load(Ordering::Relaxed)
     }
@@ -274,7 +285,9 @@ impl Folio {
                 let is_another = reference == Reference::Mapping && word & ANONYMOUS != 0;
                 return Err(if is_another { Refused::Free } else { Refused::Full });
             }
-            let new = (word + reference.unit()) | REFERENCED;
+            // Uses of anonymous pages are counted by reclaim, whose own pins are none.
+            const { assert!(ANONYMOUS == REFERENCED << 5) }
+            let new = (word + reference.unit()) | ((!word & ANONYMOUS) >> 5);
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => word = now,
@@ -353,6 +366,7 @@ impl Folio {
                 fence(Ordering::Acquire);
                 Remaining::Nothing
             }
+            CACHED if old & ANONYMOUS != 0 => Remaining::InSlot,
             CACHED => Remaining::Idle,
             _ => Remaining::Others,
         };
@@ -373,7 +387,7 @@ impl Folio {
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
-            let new = word | EXCLUSIVE | ANONYMOUS;
+            let new = (word | EXCLUSIVE | ANONYMOUS) & !LAZY;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,
@@ -419,28 +433,6 @@ impl Folio {
     /// [`SharedTables`](crate::engine::SharedTables) says why copies of tables never make the count overflow.
     pub(crate) fn is_mapping_full(&self) -> bool {
         Reference::Mapping.is_full(self.word.load(Ordering::Relaxed))
-    }
-
-    /// Tries to evict the folio: takes the frame if the page cache has the only reference besides the list's, and the page is
-    /// up to date and clean. The caller has the list's reference and keeps other threads from detaching the page. Acquire, as
-    /// in the last put. With `second_chance`, a page used since the last look gets another round instead.
-    pub(crate) fn try_evict(&self, second_chance: bool) -> Eviction {
-        const IDLE: u64 = CACHED | LISTED;
-        let word = self.word.load(Ordering::Relaxed);
-        if word & REFERENCES != IDLE {
-            return Eviction::InUse;
-        }
-        if second_chance && word & REFERENCED != 0 {
-            self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
-            return Eviction::Used;
-        }
-        let ignored = if mutant!("evicts_dirty") { REFERENCED | DIRTY | WRITEBACK } else { REFERENCED };
-        if word & !ignored == IDLE | UPTODATE
-            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        {
-            return Eviction::Taken;
-        }
-        if word & DIRTY != 0 { Eviction::Dirty } else { Eviction::InUse }
     }
 
     /// Returns whether a read of the page is under way. Acquire: if not, the caller sees the bytes that were read.
@@ -560,33 +552,20 @@ impl Folio {
         self.word.load(Ordering::Relaxed) & REFERENCES == MAPPING
     }
 
-    /// Counts one more mapping, which no entry has. Returns false if the count is full. For tests.
-    ///
-    /// # Safety
-    /// An entry maps the frame. Each such mapping is taken back by [`Folio::put_uncounted`] before that entry goes.
-    #[cfg(any(test, feature = "audit"))]
-    pub unsafe fn get_uncounted(&self) -> bool {
-        let one_more = |word| (!Reference::Mapping.is_full(word)).then_some(word + MAPPING);
-        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
-    }
-
-    /// Takes back one mapping of [`Folio::get_uncounted`]. For tests.
-    ///
-    /// # Safety
-    /// The mapping was counted by [`Folio::get_uncounted`], and is taken back once.
-    #[cfg(any(test, feature = "audit"))]
-    pub unsafe fn put_uncounted(&self) {
-        let is_last = self.put(Reference::Mapping);
-        debug_assert!(!is_last, "an entry maps the frame");
-    }
-
     /// Returns whether there is no reference to the frame.
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == 0
     }
 }
 
+mod evict;
+mod group;
 mod home;
+mod isolated;
 mod outcome;
+mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(any(test, feature = "audit"))]
+mod uncounted;
+mod uses;

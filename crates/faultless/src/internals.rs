@@ -32,6 +32,9 @@
 //!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
 //!    (`space/fault/pending.rs`).
 //!
+//! 4. A fault that finds no free frame lets everything go, evicts or reclaims (`reclaim/walk.rs`), and starts over. A fault that
+//!    meets an entry with a slot maps the folio of the slot, or reads it and becomes a pending fault (`space/fault/swapped.rs`).
+//!
 //! # Where each call is
 //!
 //! In `space/calls/`, one verb a file. Those that change mappings share `space/change/`: `range_change.rs` (the things
@@ -73,6 +76,7 @@
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
 //!   and the number by which Linux's rules of merging go.
+//! * *Slot*: the place in swap space of a page's bytes while no frame has them. *Attached*: said of the folio that has a slot's bytes.
 //! * *Home*: the table entry, or the family of leaf tables, that an anonymous folio names as its mapping (docs/home.md).
 //!
 //! # Lock order
@@ -87,9 +91,12 @@
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
 //! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
-//! folios; a slot's list of retired things; a queue of sleeping threads. A handle's account is taken before its file's errors.
+//! folios; a slot's list of retired things; a queue of sleeping threads; the locks of a swap device in compressed memory. A
+//! handle's account is taken before its file's errors.
 //! ```
-//! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there.
+//! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there. The lock of an
+//! anonymous folio is tried for with an entry's bit, for a few steps (`space/fault/swapped.rs`). The queues of reclaim have a
+//! leaf lock, which no fault takes with something announced.
 //!
 //! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
 //! it at every place that may sleep ([`Engine::assert_may_sleep`]). A thread that drops the last use of a file's page may be in a
@@ -106,7 +113,7 @@
 //! |---|---|---|---|---|
 //! | tree, VMAs | read | read | read the part in the range; replace the part that an edit names ([`sync::Edit`]) | read, replace |
 //! | tables | read; make a missing leaf; get an own one for a shared one | the same | the same; unhook a leaf all inside a hole | – |
-//! | an entry of a shared table | read | – | – | – |
+//! | an entry of a shared table | read; with the lock of the table's record, reclaim exchanges it | – | – | – |
 //! | an entry without the bit | announce | – | exchange, after publication | – |
 //! | an entry with the bit | – | install, by the thread that set it | wait | – |
 //! | a folio's state | dirty, before it gives the write right | dirty | – | – |
@@ -136,11 +143,15 @@
 //! | `engine.rs` | the conditions of sections; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `tables/follow.rs` | the record or the family that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
 //! | `tables/family.rs` | a record in a family's list is memory; a family has records | rule H4: a record leaves the list before its table is retired, and is counted until it ends |
+//! | `reclaim/space_head.rs`, `space/reclaim.rs` | a space found by a record is memory until the section ends; its first field is its head | rule H5: a space is freed a grace period after its last table; `Space` is `repr(C)` |
+//! | `reclaim/shared_table.rs` | a leaf table found by its record is memory, and its entries are this thread's | the section in which home was followed (rule H1); the record's lock |
 //! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; the thread that shares has taken the child's range |
 //! | `space/`: `mod.rs`, `calls/exit.rs`, `calls/fork.rs`, `change/concurrent.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
 //! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | a page that is being read is not used, a page that is being written is not written by others; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
 //! | `host/std_host.rs` | frames and tables are as `Host` demands | the implementation of `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
+//! | `sync/once_box.rs`, `swap/table.rs` | a filled box stays; memory of zeros is an empty chunk | the place is filled once, and goes with the engine; slots and places are atomic numbers |
+//! | `swap/transfer.rs` | a page that is being read is not used, a page that is being written is not written by others | READING and WRITEBACK: a table in that module says which |
 //! | `store/transfer.rs` | the memory of a transfer, whose pages do not overlap | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |
 //!

@@ -50,11 +50,14 @@ pub mod errno;
 pub mod frame;
 pub mod host;
 pub mod internals;
+mod limit;
 mod page_cache;
 pub mod protection;
+mod reclaim;
 mod space;
 pub mod stats;
 pub mod store;
+pub mod swap;
 #[doc(hidden)]
 pub mod sync;
 mod tables;
@@ -62,10 +65,12 @@ mod tables;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
+pub use limit::{LimitConfig, MemoryLimit, MemoryLimitError, MemoryUsage};
 #[cfg(mutants)]
 #[doc(hidden)]
 pub use mutants::is_planted;
 pub use page_cache::{File, FileError, FileHandle, FileRef, FileRights, FolioLock, Pin};
+pub use reclaim::ReclaimOrder;
 #[cfg(any(test, feature = "audit"))]
 pub use space::AuditError;
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};

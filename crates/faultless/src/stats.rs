@@ -105,6 +105,22 @@ counters! {
     TableLockWait = "table_lock_wait_ns",
     /// Time that faults waited for a folio that was up to date and locked.
     FolioLockWait = "folio_lock_wait_ns",
+    /// Pages that reclaim took out of all entries.
+    Reclaimed = "reclaimed",
+    /// Pages that reclaim looked at.
+    ReclaimLooks = "reclaim_looks",
+    /// Pages that reclaim passed over since they had been used.
+    PassedYoung = "reclaim_passed_young",
+    /// Pages that reclaim passed over since other work was under way on them.
+    PassedBusy = "reclaim_passed_busy",
+    /// Pages that reclaim passed over since their home led to no entry that maps them.
+    PassedLost = "reclaim_passed_lost",
+    /// Pages that reclaim passed over since they are locked or pinned for I/O.
+    PassedHeld = "reclaim_passed_held",
+    /// Pages of files that reclaim passed over since they have to be written first, which it has started.
+    PassedDirty = "reclaim_passed_dirty",
+    /// Pages for which there was no slot, or no place on a device.
+    PassedNoSlot = "reclaim_passed_no_slot",
     /// Copy-on-write breaks that copied the page.
     CowCopies = "cow_copies",
     /// Copy-on-write breaks that reused the page in place.
@@ -117,6 +133,18 @@ counters! {
     AbsentCopied = "absent_entries_copied",
     /// Entries of pages that were swapped, gone or kept, and that were dropped.
     AbsentDropped = "absent_entries_dropped",
+    /// Pages whose write to a swap device was started, and pages of one repeated word, which need no device.
+    SwapOuts = "swap_outs",
+    /// Pages whose read from swap space was started, with those of one repeated word.
+    SwapIns = "swap_ins",
+    /// Pages of `SwapIns` that were read ahead, since a fault had to read a page near them.
+    SwapAhead = "swap_ahead",
+    /// Pages of `SwapAhead` that a fault used before they were reclaimed.
+    SwapAheadHits = "swap_ahead_hits",
+    /// Failed writes of a page to a swap device. A device that refuses a page is not counted.
+    SwapWriteErrors = "swap_write_errors",
+    /// Swapped pages that were found in memory.
+    SwapCacheHits = "swap_cache_hits",
 }
 
 const COUNTERS: usize = Counter::ALL.len();

@@ -6,12 +6,13 @@ use super::peers::{Array, BTree, Concurrent, Ranges, Scc, Skip};
 use super::{Found, Handle, Index, Item, PAGES, Random, STRIDE, end_of, item, start_of};
 use crate::guard::Membarrier;
 use faultless::host::FenceBarrier;
+use faultless_lab::skipped::skipped;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Makes a contender. Returns `None`, and prints the reason, if it is not available.
 fn new<I: Index>() -> Option<I> {
-    I::new().inspect_err(|reason| eprintln!("skipped: {}: {reason}", I::name())).ok()
+    I::new().inspect_err(|reason| skipped(format!("{}: {reason}", I::name()))).ok()
 }
 
 fn filled<I: Index>(ranges: u64) -> Option<I> {

@@ -1,6 +1,7 @@
 //! The command `faultless check`: its arguments and its output.
 
 use super::files::Files;
+use super::memory::Memory;
 #[cfg(target_os = "linux")]
 use super::run::Plan;
 use super::summary::Summary;
@@ -27,6 +28,9 @@ With --threads, each thread does an episode in its own window of one space, at t
 touch all windows. Each step must give the same result as in the same episode alone. This check does not use Linux. The \
 seed does not determine the order of the threads, so a difference may need several runs to appear again.
 
+With --memory, the engine has so much memory, and swap space. Pages go out and come back while the operations are done. \
+Locked pages and pages of files may take more memory.
+
 With --files, each episode has one file. It is written, read, mapped, truncated, punched, synced and opened again. After \
 each operation the file is compared with a model. After each sync it is compared with its store. The store may be late, \
 fail or refuse.
@@ -39,6 +43,7 @@ Examples:
   faultless check --ops 10000000 --seed 7    more operations, with another seed
   faultless check --design vma-lock          the engine under another locking design
   faultless check --threads 4                four threads at the same time, each compared with itself alone
+  faultless check --memory 32K               the engine swaps all the time
   faultless check --files --ops 1000000      a million operations on files, compared with a model
   faultless check --json - | jq .results     JSON for another program";
 
@@ -62,6 +67,9 @@ pub struct Check {
     /// that are late, fail or refuse, and in real files
     #[arg(long, conflicts_with_all = ["threads", "merged"])]
     files: bool,
+    /// Limit the engine's memory, with compressed swap space: pages are swapped out and in all the time. At least 16K
+    #[arg(long, value_name = "SIZE", value_parser = memory, allow_hyphen_values = true, conflicts_with = "files")]
+    memory: Option<Memory>,
     /// Do not compare the border between two neighbouring mappings that look the same: Linux versions differ in the
     /// neighbours that they merge
     #[arg(long)]
@@ -82,6 +90,10 @@ fn seed(text: &str) -> Result<u64, String> {
     whole(text, "0 is the least")
 }
 
+fn memory(text: &str) -> Result<Memory, String> {
+    Memory::new(crate::parse::size(text)?)
+}
+
 fn threads(text: &str) -> Result<usize, String> {
     match whole(text, "at least one thread")? {
         0 => Err("at least one thread".into()),
@@ -100,11 +112,11 @@ impl Check {
         // The output is opened before the work, so that a bad path fails at once.
         let json = self.json.as_deref().map(Output::check).transpose()?;
         let to_stdout = json.as_ref().is_some_and(Output::is_stdout);
-        let (operations, seed, merged) = (self.ops, self.seed, self.merged);
+        let (operations, seed, merged, memory) = (self.ops, self.seed, self.merged, self.memory);
         let summary = match self.threads {
             _ if self.files => Files { operations, seed, ..Files::new(design) }.run(interrupted)?,
             Some(threads) => {
-                let plan = Together { operations, seed, merged, ..Together::new(design, threads) };
+                let plan = Together { operations, seed, merged, memory, ..Together::new(design, threads) };
                 plan.run(interrupted)?
             }
             None => self.against_linux(design, interrupted)?,
@@ -129,8 +141,8 @@ impl Check {
 
     #[cfg(target_os = "linux")]
     fn against_linux(&self, design: &'static Design, interrupted: &AtomicBool) -> Result<Summary, Trouble> {
-        let (operations, seed, merged) = (self.ops, self.seed, self.merged);
-        Plan { operations, seed, merged, ..Plan::new(design) }.run(&super::own_command, interrupted)
+        let (operations, seed, merged, memory) = (self.ops, self.seed, self.merged, self.memory);
+        Plan { operations, seed, merged, memory, ..Plan::new(design) }.run(&super::own_command, interrupted)
     }
 
     #[cfg(not(target_os = "linux"))]

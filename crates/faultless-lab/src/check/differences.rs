@@ -1,6 +1,7 @@
 //! Known differences from Linux: intended, or not fixed yet. They are counted apart. docs/check.md states the reason
 //! for each.
 
+use super::memory::Memory;
 use super::operation::Operation;
 use super::step::{Line, Outcome, Step, merged};
 use faultless::errno;
@@ -13,6 +14,8 @@ pub struct Known {
     pub name: &'static str,
     /// Whether the difference is intended. Otherwise it is not fixed yet.
     pub by_intention: bool,
+    /// Whether it occurs only if the engine's memory is limited.
+    pub under_pressure: bool,
     /// Whether the two sides have different states after it. If so, the episode ends there.
     pub parts_them: bool,
     /// Returns whether an operation with these steps shows this difference: the operation, the engine's step, Linux's
@@ -21,9 +24,44 @@ pub struct Known {
 }
 
 /// All known differences.
-pub const KNOWN: &[Known] = &[Known {
-    name: "what a seal protects stays whole",
+pub const KNOWN: &[Known] = &[PAGES_IN_SLOTS, BEHIND_END, FREED, SEALED];
+
+/// Linux has enough memory, and keeps the pages.
+const PAGES_IN_SLOTS: Known = Known {
+    name: "pages in swap space are not in memory",
     by_intention: true,
+    under_pressure: true,
+    parts_them: false,
+    is_it: |operation, Step(engine, my_map), Step(linux, their_map)| match (operation, engine, linux) {
+        (Operation::Resident { .. }, Outcome::Done(mine), Outcome::Done(theirs)) => {
+            mine & !theirs == 0 && my_map == their_map
+        }
+        _ => false,
+    },
+};
+
+/// Found by the engine's side, which knows its files.
+pub const BEHIND_END: Known = Known {
+    name: "bytes behind the end of a file are zeroed when the page is written",
+    by_intention: true,
+    under_pressure: true,
+    parts_them: true,
+    is_it: |_, _, _| false,
+};
+
+/// Found by the engine's side, which knows what was given up.
+pub const FREED: Known = Known {
+    name: "pages that MADV_FREE gives up are dropped when memory is short",
+    by_intention: true,
+    under_pressure: true,
+    parts_them: true,
+    is_it: |_, _, _| false,
+};
+
+const SEALED: Known = Known {
+    name: "a sealed mapping is not changed in part",
+    by_intention: true,
+    under_pressure: false,
     parts_them: true,
     is_it: |operation, Step(engine, my_map), Step(linux, their_map)| {
         let refused = match operation {
@@ -43,12 +81,20 @@ pub const KNOWN: &[Known] = &[Known {
                 _ => false,
             }
     },
-}];
+};
 
 /// Returns the known difference that these steps show, or `None`.
-pub fn known(operation: &Operation, engine: &Step, linux: &Step) -> Option<&'static Known> {
+///
+/// `memory` is the engine's limit.
+pub fn known(
+    operation: &Operation,
+    engine: &Step,
+    linux: &Step,
+    memory: Option<Memory>,
+) -> Option<&'static Known> {
     let broken = [engine, linux].iter().any(|step| matches!(step.0, Outcome::Broken(_)));
-    KNOWN.iter().filter(|_| !broken).find(|known| (known.is_it)(operation, engine, linux))
+    let can_be = |known: &&Known| !broken && (memory.is_some() || !known.under_pressure);
+    KNOWN.iter().filter(can_be).find(|known| (known.is_it)(operation, engine, linux))
 }
 
 /// Difference between the two sides.

@@ -1,10 +1,13 @@
 //! The engine's side of a check. It runs an episode's operations on an own space, or in a window of a shared one, and
 //! on its children.
 
+mod allowed;
 mod files;
 mod perform;
 
+use super::differences::Known;
 use super::generate::Episode;
+use super::memory::{Memory, Pressure, new_engine};
 use super::operation::{At, FILES, HEAP, Operation, PAGES};
 use super::step::{Line, Outcome, Step, merged};
 use crate::designs::{Design, Visitor};
@@ -18,8 +21,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Frames of the machine: more than all pages of parents and children together, so that memory is never short.
+/// Frames of the machine: more than all pages of parents and children together, so that memory is never
+/// short unless it is limited.
 const FRAMES: u64 = 2048;
+
+/// MADV_FREE.
+const FREE: i32 = 8;
 
 /// Shortest duration of a read in checks with threads, so that threads meet during it. The longest is twice as long.
 const SLOW: Duration = Duration::from_micros(20);
@@ -53,6 +60,12 @@ pub trait Subject {
     /// Does an operation. Returns its outcome, and the map if it has changed.
     fn step(&mut self, operation: &Operation) -> Step;
 
+    /// Returns the known difference that explains the steps if memory is short, as far as can be told.
+    fn allowed(&self, operation: &Operation, mine: &Step, linux: &Step) -> Option<&'static Known>;
+
+    /// Adds the numbers of pages that were swapped to `pressure`.
+    fn tell_swapped(&self, pressure: &mut Pressure);
+
     /// Ends everything and checks the engine's own accounts.
     ///
     /// # Errors
@@ -64,15 +77,20 @@ pub trait Subject {
 ///
 /// # Errors
 /// There is not enough memory.
-pub fn subject(design: &Design, episode: &Episode, plant: Option<Plant>) -> Result<Box<dyn Subject>, String> {
-    struct New<'a>(&'a Episode, Option<Plant>);
+pub fn subject(
+    design: &Design,
+    episode: &Episode,
+    plant: Option<Plant>,
+    memory: Option<Memory>,
+) -> Result<Box<dyn Subject>, String> {
+    struct New<'a>(&'a Episode, Option<Plant>, Option<Memory>);
     impl Visitor for New<'_> {
         type Output = Result<Box<dyn Subject>, String>;
         fn visit<D: LockingDesign>(self) -> Self::Output {
-            Ok(Box::new(Machine::<D>::new(self.0, self.1)?))
+            Ok(Box::new(Machine::<D>::new(self.0, self.1, self.2)?))
         }
     }
-    design.visit(New(episode, plant))
+    design.visit(New(episode, plant, memory))
 }
 
 struct Space<D: LockingDesign> {
@@ -89,6 +107,10 @@ pub struct Machine<D: LockingDesign> {
     spaces: Vec<Space<D>>,
     merged: bool,
     plant: Option<Plant>,
+    /// Whether the engine swaps.
+    swaps: bool,
+    /// Whether MADV_FREE was done.
+    has_freed: bool,
     /// The distance of its window above `WINDOW`, in bytes.
     offset: u64,
     /// Whether other threads use the first space, outside of the window.
@@ -100,9 +122,8 @@ impl<D: LockingDesign> Machine<D> {
     ///
     /// # Errors
     /// There is not enough memory.
-    pub fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
-        let host = Soft::new(FRAMES).map_err(|error| error.to_string())?;
-        let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
+    pub fn new(episode: &Episode, plant: Option<Plant>, memory: Option<Memory>) -> Result<Self, String> {
+        let engine = new_engine(FRAMES, memory)?;
         let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
         space.set_heap(VirtAddr::new(At::page(HEAP).address()));
         Self::in_space(space, episode, plant, None)
@@ -131,7 +152,9 @@ impl<D: LockingDesign> Machine<D> {
         let file = |number| Held::new(&engine, episode, number, delay);
         let files = (0..FILES).map(file).collect::<Result<_, _>>()?;
         let spaces = vec![Space { space, said: Vec::new() }];
-        Ok(Self { engine, files, spaces, merged: episode.merged, plant, offset: 0, is_shared: false })
+        let (merged, swaps) = (episode.merged, !engine.swap_usage().devices.is_empty());
+        let (offset, is_shared, has_freed) = (0, false, false);
+        Ok(Self { engine, files, spaces, merged, plant, swaps, has_freed, offset, is_shared })
     }
 
     /// Returns the present children of fork, the oldest first.
@@ -168,6 +191,7 @@ impl<D: LockingDesign> Machine<D> {
 
 impl<D: LockingDesign> Subject for Machine<D> {
     fn step(&mut self, operation: &Operation) -> Step {
+        self.has_freed |= matches!(operation, Operation::Advise { advice: FREE, .. });
         let outcome = match self.plant.map_or(Planted::Nothing, |plant| plant(operation)) {
             Planted::Nothing => self.perform(operation),
             Planted::Instead(other) => self.perform(&other),
@@ -192,6 +216,14 @@ impl<D: LockingDesign> Subject for Machine<D> {
         }
         said.clone_from(&map);
         Step(outcome, Some(map))
+    }
+
+    fn allowed(&self, operation: &Operation, mine: &Step, linux: &Step) -> Option<&'static Known> {
+        Self::allowed(self, operation, mine, linux)
+    }
+
+    fn tell_swapped(&self, pressure: &mut Pressure) {
+        *pressure += &*self.engine;
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), String> {

@@ -10,7 +10,7 @@
 //! A step is the result of an operation (a number, an error, a signal), and the map if it has changed. Both sides write
 //! it as a line of JSON. Equal lines are equal steps. `docs/check.md` explains how to add an operation.
 //!
-//! With `--threads`, both sides are the engine; see `threads`. With `--files`, a file is compared with a model; see
+//! With `--memory`, the engine swaps; see `memory`. With `--threads`, both sides are the engine; see `threads`. With `--files`, a file is compared with a model; see
 //! `files`.
 
 mod command;
@@ -19,6 +19,7 @@ mod draw;
 mod engine;
 pub mod files;
 mod generate;
+mod memory;
 mod operation;
 mod print;
 mod shrink;
@@ -40,6 +41,7 @@ pub use command::Check;
 pub use engine::{Plant, Planted};
 #[cfg(target_os = "linux")]
 pub use link::{Commands, own_command};
+pub use memory::{Memory, Pressure};
 pub use operation::{ADVICE, At, Length, Move, Object, Operation, PAGES, Place, Rights, With};
 #[cfg(target_os = "linux")]
 pub use oracle::{ORACLE, oracle};

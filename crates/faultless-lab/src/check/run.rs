@@ -1,9 +1,10 @@
 //! Runs the check: episodes on both sides, step by step, until all are done or a difference is found.
 
-use super::differences::{AGAINST_LINUX, Difference, known};
+use super::differences::{self, AGAINST_LINUX, Difference};
 use super::engine::{Plant, subject};
 use super::generate::{EPISODE, Episode, seed_of};
 use super::link::{Commands, Oracle, PATIENCE};
+use super::memory::{Memory, Pressure};
 use super::oracle::Request;
 use super::shrink::shrink;
 use super::step::{Outcome, Step};
@@ -25,6 +26,8 @@ pub struct Plan {
     pub seed: u64,
     /// Whether borders between equal neighbours are ignored.
     pub merged: bool,
+    /// The memory of the engine; `None`: more than it needs.
+    pub memory: Option<Memory>,
     /// The longest wait for an answer of the oracle.
     pub patience: Duration,
     /// A planted difference, for tests.
@@ -41,7 +44,8 @@ enum Ended {
 impl Plan {
     /// Returns a plan of 100,000 operations under `design`, with seed 1.
     pub fn new(design: &'static Design) -> Self {
-        Self { design, operations: 100_000, seed: 1, merged: false, patience: PATIENCE, plant: None }
+        let (operations, patience) = (100_000, PATIENCE);
+        Self { design, operations, seed: 1, merged: false, memory: None, patience, plant: None }
     }
 
     /// Runs the check, with oracles that `commands` makes.
@@ -55,11 +59,14 @@ impl Plan {
             kernel: kernel(),
             seed: self.seed,
             threads: 1,
+            pressure: self.memory.map(Pressure::new),
             ..Summary::default()
         };
         let episodes = self.operations.div_ceil(EPISODE);
-        let progress = Progress::new(usize::try_from(episodes).unwrap_or(usize::MAX));
-        progress.say(&format!("checking {} against {}", self.design.name, summary.kernel));
+        let progress = Progress::new(
+            usize::try_from(episodes).unwrap_or(usize::MAX),
+            &format!("checking {} against {}", self.design.name, summary.kernel),
+        );
         let start = Instant::now();
         let mut oracle = Oracle::start(commands, self.patience)?;
         let ask = |oracle: &Oracle, number: u64| {
@@ -106,7 +113,7 @@ impl Plan {
         mut summary: Option<&mut Summary>,
         interrupted: &AtomicBool,
     ) -> Result<Ended, Trouble> {
-        let mut engine = subject(self.design, episode, self.plant).map_err(Trouble::Cannot)?;
+        let mut engine = subject(self.design, episode, self.plant, self.memory).map_err(Trouble::Cannot)?;
         let mut line = Vec::new();
         for (place, operation) in episode.operations.iter().enumerate() {
             let step = engine.step(operation);
@@ -121,10 +128,17 @@ impl Plan {
                 Err(lost) => Some(Step(Outcome::Broken(lost), None)),
             };
             if let Some(linux) = linux {
-                match (known(operation, &step, &linux), &mut summary) {
+                let known = engine.allowed(operation, &step, &linux);
+                let known = known.or_else(|| differences::known(operation, &step, &linux, self.memory));
+                match (known, &mut summary) {
                     (Some(known), summary) => {
                         if let Some(summary) = summary {
                             *summary.known.entry(known.name.into()).or_default() += 1;
+                            if known.parts_them {
+                                let left = episode.operations[place..].iter();
+                                summary.left_out +=
+                                    left.filter(|operation| operation.counts()).count() as u64;
+                            }
                         }
                         if known.parts_them {
                             // If the oracle is lost here, shrinking will find the cause.
@@ -150,6 +164,9 @@ impl Plan {
                     return Ok(Ended::Interrupted);
                 }
             }
+        }
+        if let Some(pressure) = summary.and_then(|summary| summary.pressure.as_mut()) {
+            engine.tell_swapped(pressure);
         }
         match engine.finish() {
             Ok(()) => Ok(Ended::Same),
@@ -184,10 +201,11 @@ impl Plan {
             list: list(&episode, difference.place),
             said: difference.lines(AGAINST_LINUX),
             command: format!(
-                "faultless check --design {} --seed {} --ops {operations}{}",
+                "faultless check --design {} --seed {} --ops {operations}{}{}",
                 self.design.name,
                 episode.seed,
-                if self.merged { " --merged" } else { "" }
+                if self.merged { " --merged" } else { "" },
+                self.memory.map_or(String::new(), |memory| format!(" --memory {memory}"))
             ),
         })
     }

@@ -3,7 +3,9 @@
 use super::differences::KNOWN;
 use super::files;
 use super::generate::Episode;
+use super::memory::Pressure;
 use super::operation::{FILES, Operation};
+use crate::report::number;
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,9 @@ pub struct Summary {
     pub threads: usize,
     /// The number of operations that were done on both sides and compared, in all threads.
     pub operations: u64,
+    /// The number of operations that were left out, because their episode ended at a known difference.
+    #[serde(default)]
+    pub left_out: u64,
     /// The number of episodes. Each has its own seed.
     pub episodes: u64,
     /// The duration of the run, in seconds.
@@ -43,6 +48,8 @@ pub struct Summary {
     pub results: BTreeMap<String, BTreeMap<String, u64>>,
     /// The number of known differences, by name.
     pub known: BTreeMap<String, u64>,
+    /// What was swapped, if the engine's memory was limited.
+    pub pressure: Option<Pressure>,
     /// The difference that ended the run, if any.
     pub difference: Option<Found>,
 }
@@ -118,6 +125,9 @@ impl Summary {
     /// Adds the counts of another thread.
     pub fn add(&mut self, other: Self) {
         self.operations += other.operations;
+        for (name, times) in other.known {
+            *self.known.entry(name).or_default() += times;
+        }
         for (kind, results) in other.results {
             let sums = self.results.entry(kind).or_default();
             for (class, times) in results {
@@ -170,7 +180,9 @@ impl Summary {
             *classes.entry(class.clone()).or_default() += times;
         }
         let seldom = kinds.chain(classes).filter(|(_, times)| *times < OFTEN);
-        seldom.map(|(what, times)| format!("warning: {what} occurred only {times} times")).collect()
+        seldom
+            .map(|(what, times)| format!("warning: {what} occurred only {}", plural(times, "time")))
+            .collect()
     }
 
     /// Returns the report for people, with no line wider than `width`.
@@ -232,7 +244,11 @@ impl Summary {
         for (name, times) in &self.known {
             let intended = KNOWN.iter().any(|known| known.name == name && known.by_intention);
             let why = if intended { "intended difference" } else { "difference to be fixed" };
-            let _ = writeln!(text, "{why} (docs/check.md), {times} times: {name}");
+            let _ = writeln!(text, "{why} (docs/check.md), {}: {name}", plural(*times, "time"));
+        }
+        if self.left_out != 0 {
+            let left_out = plural(self.left_out, "operation");
+            let _ = writeln!(text, "{left_out} left out: an episode ends at such a difference");
         }
         for line in self.seldom() {
             let _ = writeln!(text, "{line}");
@@ -245,17 +261,27 @@ impl Summary {
         };
         let _ = write!(
             text,
-            "{operations} operations in {episodes} episodes, each with its own seed (the first {seed}), \
-             under {design} {sides}: {} in {seconds:.1} s, {:.0} operations a second.",
+            "{} in {}, each with its own seed (the first {seed}), \
+             under {design} {sides}: {} in {seconds:.1} s, {} operations a second.",
+            plural(*operations, "operation"),
+            plural(*episodes, "episode"),
             match (&self.difference, self.interrupted) {
                 (Some(_), _) => "a difference",
                 (None, true) => "no difference until the interrupt,",
                 (None, false) => "no difference",
             },
-            self.rate(),
+            number::count(self.rate() as u64),
         );
+        if let Some(pressure) = &self.pressure {
+            let _ = write!(text, "\n{}", pressure.text());
+        }
         text
     }
+}
+
+/// Returns a count with its noun: "1 time" or "1,234 times".
+fn plural(n: u64, noun: &str) -> String {
+    format!("{} {noun}{}", number::count(n), if n == 1 { "" } else { "s" })
 }
 
 /// Returns `line` wrapped at words. Later lines are indented.
@@ -313,10 +339,24 @@ mod tests {
         }
         summary.count(&Operation::Exit, "EINVAL".into());
         let seldom = summary.seldom();
-        assert!(seldom.contains(&"warning: EINVAL occurred only 1 times".into()), "{seldom:?}");
+        assert!(seldom.contains(&"warning: EINVAL occurred only 1 time".into()), "{seldom:?}");
         assert!(seldom.contains(&"warning: mmap occurred only 0 times".into()), "{seldom:?}");
         assert!(!seldom.iter().any(|line| line.contains(": ok ")), "{seldom:?}");
         summary.operations = 5;
         assert!(summary.seldom().is_empty());
+    }
+
+    #[test]
+    fn operations_that_are_left_out_have_a_reason() {
+        let mut summary = Summary { operations: 96_531, episodes: 1, ..Summary::default() };
+        assert!(!summary.text().contains("left out"), "{}", summary.text());
+        summary.left_out = 3_469;
+        summary.known.insert("a sealed mapping is not changed in part".into(), 1);
+        let text = summary.text();
+        let wanted = "\
+intended difference (docs/check.md), 1 time: a sealed mapping is not changed in part
+3,469 operations left out: an episode ends at such a difference
+96,531 operations in 1 episode, each ";
+        assert!(text.contains(wanted), "{text}");
     }
 }

@@ -12,8 +12,9 @@
 
 use super::differences::{AGAINST_ALONE, Difference};
 use super::draw::Draw;
-use super::engine::{Machine, Plant, Subject, balance, end, limits, subject};
+use super::engine::{Machine, Plant, Subject, balance, end, subject};
 use super::generate::{EPISODE, Episode, seed_of};
+use super::memory::{Memory, Pressure, new_engine};
 use super::operation::{FILES, Object, Operation, PAGES};
 use super::shrink::shrink;
 use super::step::{Outcome, Step};
@@ -22,8 +23,8 @@ use super::touch::touch;
 use crate::designs::{Design, Visitor};
 use crate::progress::Progress;
 use crate::trouble::Trouble;
+use faultless::AddressSpace;
 use faultless::design::LockingDesign;
-use faultless::{AddressSpace, Engine};
 use faultless_soft::Soft;
 use std::any::Any;
 use std::io;
@@ -63,6 +64,8 @@ pub struct Together {
     pub seed: u64,
     /// Whether borders between equal neighbours are ignored.
     pub merged: bool,
+    /// The memory of the engine in which the threads work together; `None`: more than it needs.
+    pub memory: Option<Memory>,
     /// The longest time without progress of any thread.
     pub patience: Duration,
     /// A planted difference, for tests. It applies to the first thread, when it works among others.
@@ -107,7 +110,7 @@ impl Together {
     /// Returns a plan of 100,000 operations under `design`, with seed 1.
     pub fn new(design: &'static Design, threads: usize) -> Self {
         let (operations, patience) = (100_000, PATIENCE);
-        Self { design, threads, operations, seed: 1, merged: false, patience, plant: None }
+        Self { design, threads, operations, seed: 1, merged: false, memory: None, patience, plant: None }
     }
 
     /// Runs the check.
@@ -121,18 +124,22 @@ impl Together {
             design: self.design.name.into(),
             seed: self.seed,
             threads: self.threads,
+            pressure: self.memory.map(Pressure::new),
             ..Summary::default()
         };
         let threads = self.threads as u64;
         let rounds = self.operations.div_ceil(threads * EPISODE);
-        let progress = Progress::new(usize::try_from(rounds).unwrap_or(usize::MAX));
-        progress.say(&format!("checking {} with {threads} threads", self.design.name));
+        let progress = Progress::new(
+            usize::try_from(rounds).unwrap_or(usize::MAX),
+            &format!("checking {} with {threads} threads", self.design.name),
+        );
         let start = Instant::now();
         for number in 0..rounds {
             let seed = seed_of(self.seed, number);
             let left = self.operations - number * threads * EPISODE;
             let parts = self.parts(seed, left.div_ceil(threads).min(EPISODE))?;
-            let played = self.design.visit(Play { plan: self, parts: &parts, interrupted })?;
+            let pressure = summary.pressure.as_mut();
+            let played = self.design.visit(Play { plan: self, parts: &parts, pressure, interrupted })?;
             summary.add(played.counts);
             if let Some(wrong) = played.wrong {
                 progress.say("shrinking a difference");
@@ -181,7 +188,7 @@ impl Together {
 
     /// Returns the steps of an episode in a space of its own.
     fn alone(&self, episode: &Episode) -> Result<Vec<Step>, Trouble> {
-        let mut engine = subject(self.design, episode, None).map_err(Trouble::Cannot)?;
+        let mut engine = subject(self.design, episode, None, None).map_err(Trouble::Cannot)?;
         let steps: Vec<Step> = episode.operations.iter().map(|operation| engine.step(operation)).collect();
         let broken = steps.iter().find_map(|step| match &step.0 {
             Outcome::Broken(what) => Some(what.clone()),
@@ -206,8 +213,9 @@ impl Together {
         let counted = |part: &Part| part.episode.operations.iter().filter(|o| o.counts()).count() as u64;
         let operations = parts.iter().map(counted).sum();
         let merged = if self.merged { " --merged" } else { "" };
+        let memory = self.memory.map_or(String::new(), |memory| format!(" --memory {memory}"));
         let command = format!(
-            "faultless check --threads {} --design {} --seed {seed} --ops {operations}{merged}",
+            "faultless check --threads {} --design {} --seed {seed} --ops {operations}{merged}{memory}",
             self.threads, self.design.name
         );
         let (thread, difference) = match wrong {
@@ -219,10 +227,8 @@ impl Together {
         };
         let episode = &*parts[thread].episode;
         let mut again = |episode: &Episode| {
-            let (alone, place) = (self.alone(episode)?, AtPlace { plan: self, thread, episode });
-            let there = self.design.visit(place).map_err(Trouble::Cannot)?;
-            let differs = alone.into_iter().zip(there).enumerate().find(|(_, (alone, there))| alone != there);
-            Ok(differs.map(|(place, (linux, engine))| Difference { place, engine, linux }))
+            let alone = self.alone(episode)?;
+            self.design.visit(AtPlace { plan: self, thread, episode, alone: &alone }).map_err(Trouble::Cannot)
         };
         let (from, list, difference) = match again(episode)? {
             Some(difference) => {
@@ -253,13 +259,15 @@ fn is_anonymous(episode: &Episode) -> bool {
 }
 
 /// Returns a space of a machine with memory for so many threads.
-fn new_space<D: LockingDesign>(threads: usize) -> Result<AddressSpace<Soft, D>, String> {
+fn new_space<D: LockingDesign>(
+    threads: usize,
+    memory: Option<Memory>,
+) -> Result<AddressSpace<Soft, D>, String> {
     let threads = threads as u64;
     // This is enough for every page in every child and for the files, twice: pages that are about to be freed still
     // count.
     let frames = threads * (PAGES * (1 + threads * CHILDREN) + FILES as u64 * PAGES) * 2;
-    let host = Soft::new(frames).map_err(|error| error.to_string())?;
-    let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
+    let engine = new_engine(frames, memory)?;
     AddressSpace::new(&engine).map_err(|error| error.to_string())
 }
 
@@ -268,15 +276,25 @@ struct AtPlace<'a> {
     plan: &'a Together,
     thread: usize,
     episode: &'a Episode,
+    /// The steps at the first window.
+    alone: &'a [Step],
 }
 
 impl Visitor for AtPlace<'_> {
-    type Output = Result<Vec<Step>, String>;
+    type Output = Result<Option<Difference>, String>;
     fn visit<D: LockingDesign>(self) -> Self::Output {
-        let Self { plan, thread, episode } = self;
+        let Self { plan, thread, episode, alone } = self;
         let (offset, plant) = (thread as u64 * STRIDE, plan.plant_of(thread));
-        let mut machine = Machine::<D>::beside_others(new_space(1)?, offset, episode, plant)?;
-        Ok(episode.operations.iter().map(|operation| machine.step(operation)).collect())
+        let mut machine = Machine::<D>::beside_others(new_space(1, plan.memory)?, offset, episode, plant)?;
+        for (place, (operation, alone)) in episode.operations.iter().zip(alone).enumerate() {
+            let engine = machine.step(operation);
+            if engine == *alone {
+                continue;
+            }
+            let is_known = machine.allowed(operation, &engine, alone).is_some();
+            return Ok((!is_known).then(|| Difference { place, engine, linux: alone.clone() }));
+        }
+        Ok(None)
     }
 }
 
@@ -284,6 +302,7 @@ impl Visitor for AtPlace<'_> {
 struct Play<'a> {
     plan: &'a Together,
     parts: &'a [Part],
+    pressure: Option<&'a mut Pressure>,
     interrupted: &'a AtomicBool,
 }
 
@@ -300,8 +319,8 @@ type Work<D> = Box<dyn FnOnce(&Round<D>) -> Said + Send>;
 impl Visitor for Play<'_> {
     type Output = Result<Played, Trouble>;
     fn visit<D: LockingDesign>(self) -> Self::Output {
-        let Self { plan, parts, .. } = self;
-        let space = new_space::<D>(plan.threads).map_err(Trouble::Cannot)?;
+        let (plan, parts) = (self.plan, self.parts);
+        let space = new_space::<D>(plan.threads, plan.memory).map_err(Trouble::Cannot)?;
         let mut machines = Vec::new();
         for (thread, part) in parts.iter().enumerate() {
             let (offset, plant) = (thread as u64 * STRIDE, plan.plant_of(thread));
@@ -351,6 +370,9 @@ impl Visitor for Play<'_> {
             return Err(Trouble::no_thread(error));
         }
         let (mut played, are_back) = self.wait(&round, &hear, threads.len());
+        if let Some(pressure) = self.pressure {
+            *pressure += &**round.space.engine();
+        }
         // Threads that hang keep their resources.
         if are_back {
             for thread in threads {
@@ -427,6 +449,10 @@ fn work<D: LockingDesign>(round: &Round<D>, thread: usize, mut machine: Machine<
             publish(machine.children());
         }
         if step != *alone {
+            if let Some(known) = machine.allowed(operation, &step, alone) {
+                *counts.known.entry(known.name.into()).or_default() += 1;
+                break;
+            }
             wrong = Some(Wrong::Step(thread, Difference { place, engine: step, linux: alone.clone() }));
             break;
         }

@@ -6,7 +6,7 @@
 //!  exit code   checked         ─► Changes
 //! ```
 //! [`compare`] is pure. It pairs the entries of the same scenario and design, and the figures of the same name. A figure
-//! has one of the six [`Verdict`]s. The rule of noise is [`Spread::differs`]; figures of fewer than
+//! has one of the six [`Verdict`]s. The rule of noise is [`Spread::compared`]; figures of fewer than
 //! [`LEAST_ROUNDS`] rounds have no verdict. [`Source::read`] checks a file before it is compared: names are short and
 //! printable, and spreads are in order.
 
@@ -20,8 +20,8 @@ pub use command::Diff;
 pub use read::Source;
 
 use crate::json::{Entry, Report};
-use crate::measure::{LEAST_ROUNDS, Spread};
-use crate::scenarios::Better;
+use crate::measure::{Difference, LEAST_ROUNDS, Spread};
+use crate::scenarios::{self, Better};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -123,7 +123,7 @@ pub enum Verdict {
     Changed,
     /// Too few rounds for a verdict.
     Unknown,
-    /// The difference is within noise.
+    /// The difference is small, or the rounds overlap. The text tells these apart.
     Level,
     /// Measured in one file only, or in different units: not compared.
     Apart,
@@ -150,6 +150,21 @@ impl Change {
             }
             _ => 1.0,
         }
+    }
+
+    /// Returns whether the medians differ beyond noise, but the rounds overlap.
+    fn is_overlapping(&self) -> bool {
+        let spreads = self.a.zip(self.b).map(|(a, b)| a.spread.compared(b.spread));
+        self.verdict == Verdict::Level && spreads == Some(Difference::Unknown)
+    }
+
+    /// Returns the title of the figure, as `compare` prints it. A figure of another version has its name in the results.
+    fn title(&self) -> &str {
+        let scenario = scenarios::find(&self.scenario);
+        let figures =
+            scenario.iter().flat_map(|scenario| scenario.figures.iter().chain([&scenario.headline]));
+        let mut named = figures.filter(|figure| figure.name == self.figure);
+        named.next().map_or(&self.figure, |figure| figure.title)
     }
 
     fn names(&self) -> [&str; 3] {
@@ -298,7 +313,7 @@ fn figures(entry: &Entry, medians: bool) -> BTreeMap<&str, Figure<'_>> {
 
 /// Returns the sample, or `None` if a part is missing.
 fn sample(median: Option<f64>, min: Option<f64>, max: Option<f64>, rounds: usize) -> Option<Sample> {
-    Some(Sample { spread: Spread { median: median?, min: min?, max: max? }, rounds })
+    Some(Sample { spread: Spread::whole(median?, min?, max?), rounds })
 }
 
 /// Returns the direction called `name` in results.
@@ -351,7 +366,7 @@ fn verdict(a: Sample, b: Sample, better: Better) -> Verdict {
     let is_rise = b.spread.median > a.spread.median;
     match better {
         _ if a.rounds.min(b.rounds) < LEAST_ROUNDS => Verdict::Unknown,
-        _ if !a.spread.differs(b.spread) => Verdict::Level,
+        _ if a.spread.compared(b.spread) != Difference::Beyond => Verdict::Level,
         Better::Neither => Verdict::Changed,
         Better::Lower if is_rise => Verdict::Worse,
         Better::Higher if !is_rise => Verdict::Worse,

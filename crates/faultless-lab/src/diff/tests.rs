@@ -308,3 +308,26 @@ fn no_line_is_wider_than_80_columns_or_the_screen() {
         }
     }
 }
+
+#[test]
+fn the_text_has_titles_and_tells_level_from_unknown() {
+    let figures = |fork, faults| json!({ "fork_p99": figure("lower", fork, 5), "of_later": figure("higher", faults, 5) });
+    let with = |fork, faults| result(&[entry("fork-during-io", "faultless", LOW, figures(fork, faults))]);
+    let (a, b) = (with(LOW, LOW), with([99.8, 90.0, 110.0], [140.0, 100.0, 210.0]));
+    let changes = changes(&a, &b);
+    let all = text(&changes, true, 80);
+    let wanted = "
+Unknown, the rounds overlap: 1 figure
+fork-during-io under faultless
+  1.40× higher  of_later  100 µs (90.0–110) → 140 µs (100–210)
+
+Level, less than 1.3 times apart: 2 figures
+fork-during-io under faultless
+  equal  fork p99       100 µs (90.0–110) → 99.8 µs (90.0–110)
+  equal  bystander p99  100 µs (90.0–110) → 100 µs (90.0–110)
+";
+    assert!(all.contains(wanted), "{all}");
+    let short = text(&changes, false, 80);
+    let wanted = "\nUnknown, the rounds overlap: 1 figure.\nLevel, less than 1.3 times apart: 2 figures.\n";
+    assert!(short.contains(wanted), "{short}");
+}

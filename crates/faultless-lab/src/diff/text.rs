@@ -43,20 +43,25 @@ pub(super) fn text(changes: &Changes, all: bool, width: usize) -> String {
         (Verdict::Better, "Better in B".to_string()),
         (Verdict::Changed, "Changed beyond noise, without a better direction".to_string()),
     ] {
-        text.push_str(&section(changes, verdict, &title, width));
+        text.push_str(&section(&changes.with(verdict).collect::<Vec<_>>(), &title, width));
     }
-    let rest = [
-        (Verdict::Unknown, format!("Unknown, fewer than {LEAST_ROUNDS} rounds")),
-        (Verdict::Level, format!("Level, within {NOISE} times or the spread of the rounds")),
-        (Verdict::Apart, "Not compared, in one file only or in different units".to_string()),
+    let (overlapping, level) = changes.with(Verdict::Level).partition(|change| change.is_overlapping());
+    let rest: [(Vec<&Change>, String); 4] = [
+        (changes.with(Verdict::Unknown).collect(), format!("Unknown, fewer than {LEAST_ROUNDS} rounds")),
+        (overlapping, "Unknown, the rounds overlap".to_string()),
+        (level, format!("Level, less than {NOISE} times apart")),
+        (
+            changes.with(Verdict::Apart).collect(),
+            "Not compared, in one file only or in different units".to_string(),
+        ),
     ];
     if all {
-        rest.iter().for_each(|(verdict, title)| text.push_str(&section(changes, *verdict, title, width)));
+        rest.iter().for_each(|(found, title)| text.push_str(&section(found, title, width)));
     } else {
         let mut hidden = false;
-        for (verdict, title) in rest.iter().filter(|(verdict, _)| count(*verdict) != 0) {
+        for (found, title) in rest.iter().filter(|(found, _)| !found.is_empty()) {
             text.push_str(if hidden { "" } else { "\n" });
-            text.push_str(&wrapped(&format!("{title}: {}.", figures(count(*verdict))), "", width));
+            text.push_str(&wrapped(&format!("{title}: {}.", figures(found.len())), "", width));
             hidden = true;
         }
         text.push_str(if hidden { "--all lists them.\n" } else { "" });
@@ -126,8 +131,7 @@ fn lone(only: &[Lone], width: usize) -> String {
 }
 
 /// Returns the figures of one verdict, by scenario and design. The pair with the largest change comes first.
-fn section(changes: &Changes, verdict: Verdict, title: &str, width: usize) -> String {
-    let found: Vec<&Change> = changes.with(verdict).collect();
+fn section(found: &[&Change], title: &str, width: usize) -> String {
     if found.is_empty() {
         return String::new();
     }
@@ -136,7 +140,7 @@ fn section(changes: &Changes, verdict: Verdict, title: &str, width: usize) -> St
         .map(|change| {
             let in_file =
                 |sample: &Option<Sample>| sample.as_ref().map_or("–".into(), |s| amount(s, &change.unit));
-            [how_much(change), change.figure.clone(), in_file(&change.a), in_file(&change.b)]
+            [how_much(change), change.title().to_string(), in_file(&change.a), in_file(&change.b)]
         })
         .collect();
     let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -144,7 +148,7 @@ fn section(changes: &Changes, verdict: Verdict, title: &str, width: usize) -> St
     let mut text = format!("\n{}", wrapped(&format!("{title}: {}", figures(found.len())), "", width));
     let is_wide = rows.iter().all(|cells| fits(&beside(cells, widths, width), width));
     let mut pairs: Vec<(&str, &str)> = Vec::new();
-    for change in &found {
+    for change in found {
         let pair = (change.scenario.as_str(), change.design.as_str());
         if !pairs.contains(&pair) {
             pairs.push(pair);
@@ -189,7 +193,8 @@ fn how_much(change: &Change) -> String {
         Verdict::Worse => "worse",
         Verdict::Better => "better",
         Verdict::Apart => return String::new(),
-        _ if change.times() == 1.0 => return "equal".into(),
+        // Two digits would show 1.00.
+        _ if change.times() < 1.005 => return "equal".into(),
         _ if change.is_rise() => "higher",
         _ => "lower",
     };

@@ -74,8 +74,9 @@ fn mark(cell: &Cell) -> Option<String> {
     match cell.class {
         Class::Best => Some("best".into()),
         Class::Level => Some("level".into()),
+        Class::Unknown | Class::TooFew => cell.times_worse.map(|times| format!("?{}", number::times(times))),
         Class::Between | Class::Worse => Some(cell.times_worse.map_or("worse".into(), number::times)),
-        Class::TooFew | Class::Elsewhere => cell.times_worse.map(number::times),
+        Class::Elsewhere => cell.times_worse.map(number::times),
         Class::NotCompared | Class::NotMeasured | Class::NotRun(_) => None,
     }
 }
@@ -88,7 +89,7 @@ fn class(cell: &Cell) -> &'static str {
         (Class::Between | Class::Worse, Some(times)) if times < 5.0 => "h-2",
         (Class::Between | Class::Worse, Some(times)) if times < 20.0 => "h-3",
         (Class::Between | Class::Worse, _) => "h-4",
-        (Class::TooFew, _) => "h-few",
+        (Class::Unknown | Class::TooFew, _) => "h-few",
         (Class::Elsewhere, _) => "h-elsewhere",
         (Class::NotCompared | Class::NotMeasured | Class::NotRun(_), _) => "h-none",
     }
@@ -96,9 +97,10 @@ fn class(cell: &Cell) -> &'static str {
 
 /// Draws the meaning of the colours.
 pub(super) fn key() -> Markup {
-    const KEY: [(&str, &str); 6] = [
+    const KEY: [(&str, &str); 7] = [
         ("h-best", "best"),
-        ("h-level", "level with the best: no difference beyond noise"),
+        ("h-level", "level: less than 1.3× worse than the best"),
+        ("h-few", "?: unknown, the rounds overlap with those of the best, or are too few"),
         ("h-1", "worse, below 2×"),
         ("h-2", "2× to 5×"),
         ("h-3", "5× to 20×"),

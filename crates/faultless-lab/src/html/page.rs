@@ -153,8 +153,9 @@ fn noise(outcome: &Outcome) -> String {
     let ran = outcome.runs.iter().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0);
     let rounds = ran.min().unwrap_or(0);
     let rule = format!(
-        "A figure is the median of the rounds. A difference counts if it is {NOISE} times or more and no round of one design lies \
-         among the rounds of the other. Smaller differences are called level."
+        "A figure is the median of the rounds. A difference counts if it is {NOISE} times or more and the rounds of the two designs \
+         do not overlap; a fifth of the rounds at each end, which other load may have disturbed, is left out. A smaller difference is called level. A larger one whose rounds overlap is called \
+         unknown."
     );
     let here = match rounds {
         few if few < LEAST_ROUNDS => {
@@ -184,7 +185,7 @@ fn verdicts(verdicts: &[Verdict]) -> Markup {
         Kind::Loss => ("v-loss", "loss"),
         Kind::Level => ("v-level", "level"),
         Kind::Win => ("v-win", "win"),
-        Kind::TooFew => ("v-few", "open"),
+        Kind::Unknown | Kind::TooFew => ("v-few", "unknown"),
         Kind::Note => ("v-note", "note"),
     };
     html! {

@@ -277,8 +277,8 @@ mod tests {
         (bytes, Arc::new(store))
     }
 
-    fn skipped<T>(result: Result<T, Trouble>) -> Option<T> {
-        result.map_err(|trouble| eprintln!("skipped: {trouble}")).ok()
+    fn granted<T>(result: Result<T, Trouble>) -> Option<T> {
+        result.map_err(crate::skipped::skipped).ok()
     }
 
     fn are_mounted() -> bool {
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn bytes_come_through_and_are_counted() {
         let (bytes, store) = stored();
-        let Some(server) = skipped(Server::new(store, LENGTH as u64)) else { return };
+        let Some(server) = granted(Server::new(store, LENGTH as u64)) else { return };
         let (mut file, mut seen) = (File::open(server.path()).unwrap(), Vec::new());
         assert_eq!(reads_of(&file).unwrap(), 0);
         file.read_to_end(&mut seen).unwrap();
@@ -313,7 +313,7 @@ mod tests {
             reads: AtomicU64::new(0),
         };
         let mounted = mounted(files).map_err(|error| Trouble::Cannot(error.to_string()));
-        let Some((session, file)) = skipped(mounted) else { return };
+        let Some((session, file)) = granted(mounted) else { return };
         assert!(!are_mounted());
         let (mut file, mut seen) = (File::from(file), Vec::new());
         file.read_to_end(&mut seen).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     fn a_failed_read_is_an_error_and_is_kept() {
         let (_, store) = stored();
         let failing = FailingStore::new(store, Direction::Read, Failure::From(1), InjectedError::PastEnd);
-        let Some(server) = skipped(Server::new(Arc::new(failing), LENGTH as u64)) else { return };
+        let Some(server) = granted(Server::new(Arc::new(failing), LENGTH as u64)) else { return };
         let error = File::open(server.path()).unwrap().read_at(&mut [0; 8], 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
         assert!(server.failed().is_some());

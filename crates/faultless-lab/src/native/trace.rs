@@ -137,7 +137,9 @@ mod tests {
         let counted = find().and_then(Process::new);
         let process = match counted {
             Ok(process) => process,
-            Err(reason) => return eprintln!("skipped: mmap_lock cannot be counted here: {reason}"),
+            Err(reason) => {
+                return crate::skipped::skipped(format!("mmap_lock cannot be counted here: {reason}"));
+            }
         };
         let before = process.read().unwrap();
         // The new thread starts after the counter.

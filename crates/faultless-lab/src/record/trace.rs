@@ -51,12 +51,15 @@ pub fn summary(outcome: &Outcome) -> String {
         recordings(outcome).count(),
         count(|recording| recording.lanes.iter().map(|lane| lane.spans.len() as u64).sum()),
     );
-    let mut text =
-        format!("{spans} operations and waits of {rounds} round{}", if rounds == 1 { "" } else { "s" });
+    let mut text = format!(
+        "{} operations and waits of {}",
+        number::count(spans),
+        number::plural(rounds, "recorded round")
+    );
     let early = || recordings(outcome).filter(|recording| recording.ended_early);
     if let Some(shortest) = early().map(Recording::length).min() {
         text += &format!(
-            "; {} of {rounds} recordings ended early, the shortest after {} of {}: a thread had {} operations and waits by then",
+            ". {} of them ended early, the shortest after {} of {}: a thread then had {} operations and waits",
             early().count(),
             time(shortest),
             time(LENGTH.as_nanos() as u64),
@@ -65,9 +68,28 @@ pub fn summary(outcome: &Outcome) -> String {
     }
     let left_out = count(|recording| recording.left_out as u64);
     if left_out != 0 {
-        text += &format!("; {left_out} threads were left out");
+        text += &format!(
+            ". {} left out",
+            if left_out == 1 {
+                "1 thread was".into()
+            } else {
+                format!("{} threads were", number::count(left_out))
+            }
+        );
     }
-    text
+    let mut natives = Vec::new();
+    for run in outcome.runs.iter().filter(|run| !run.contender.is_recorded() && !run.rounds.is_empty()) {
+        let name = run.contender.name().to_string();
+        if !natives.contains(&name) {
+            natives.push(name);
+        }
+    }
+    if !natives.is_empty() {
+        let verb = if natives.len() == 1 { "is" } else { "are" };
+        text +=
+            &format!(". {} {verb} not recorded: the threads are in another process", number::list(&natives));
+    }
+    text + "."
 }
 
 fn time(nanoseconds: u64) -> String {
@@ -203,8 +225,9 @@ mod tests {
         let text = summary(&outcome());
         assert_eq!(
             text,
-            "4 operations and waits of 1 round; 1 of 1 recordings ended early, the shortest after 98.0 µs of 250 ms: \
-             a thread had 10,000 operations and waits by then; 3 threads were left out"
+            "4 operations and waits of 1 recorded round. 1 of them ended early, the shortest after 98.0 µs of 250 ms: a \
+             thread then had 10,000 operations and waits. 3 threads were left out. native is not recorded: the threads \
+             are in another process."
         );
     }
 }

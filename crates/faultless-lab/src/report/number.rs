@@ -46,6 +46,15 @@ pub fn count(n: u64) -> String {
     text
 }
 
+/// Returns a number up to twelve as a word, and a larger one in digits.
+pub fn word(n: usize) -> String {
+    const WORDS: [&str; 13] = [
+        "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+        "twelve",
+    ];
+    WORDS.get(n).map_or_else(|| n.to_string(), |word| word.to_string())
+}
+
 /// Returns a count with its noun: "1 round" or "3 rounds". The plural of the noun ends with "s".
 pub fn plural(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
@@ -131,10 +140,15 @@ mod tests {
 
     #[test]
     fn a_spread_has_one_scale() {
-        let of = |median, min, max| spread(Spread { median, min, max }, Unit::Micros);
+        let of = |median, min, max| spread(Spread::whole(median, min, max), Unit::Micros);
         assert_eq!(of(1200.0, 980.0, 1400.0), "1.20 ms (0.98–1.40)");
         assert_eq!(of(120.0, 120.0, 120.0), "120 µs");
         assert_eq!(of(120.0, 98.0, 15_873.0), "120 µs (98.0–15900)");
+    }
+
+    #[test]
+    fn small_numbers_are_words() {
+        assert_eq!([1, 12, 13].map(word), ["one", "twelve", "13"]);
     }
 
     #[test]

@@ -6,15 +6,17 @@ mod lists;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use grid::paragraph;
 pub use lists::{designs, scenarios};
 
+use crate::designs;
 use crate::measure::{LEAST_ROUNDS, NOISE};
 use crate::report::command::Command;
 use crate::report::number;
 use crate::report::view::{Kind, ScenarioView, TourView, Verdict, View, Waits};
 use crate::scenarios::Unit;
 use figures::Drawn;
-use grid::{Align, Grid, Style, Text, items, paragraph};
+use grid::{Align, Grid, Style, Text, items};
 
 /// The width and the colours of the output.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +55,8 @@ pub fn report(view: &View, options: &Options<'_>, screen: Screen) -> String {
     }
     let mut next = command("Repeat:", options.command, screen);
     if let Some(tour) = &view.tour {
-        next.extend(command("Look closer:", &options.command.with(tour.closer), screen));
+        next.extend(command("Look closer:", &options.command.with(tour.closer.scenario), screen));
+        next.push(beside(tour.closer.why, screen));
     }
     if !options.details {
         next.push("All figures: add --details".to_string());
@@ -62,13 +65,29 @@ pub fn report(view: &View, options: &Options<'_>, screen: Screen) -> String {
     joined(parts)
 }
 
-/// Returns a command to the right of its purpose, or below it on a narrow screen.
-fn command(purpose: &str, command: &Command, screen: Screen) -> Vec<String> {
+/// Returns whether a command stands below its purpose, and not to its right.
+fn is_below(screen: Screen) -> bool {
+    screen.width < 60
+}
+
+/// Returns the number of blanks before a command.
+fn indent(screen: Screen) -> usize {
     /// The width of the widest purpose, and a blank.
     const PURPOSE: usize = 13;
-    /// The minimum width of a screen on which the command stands to the right.
-    const LEAST: usize = 60;
-    let (start, indent) = if screen.width < LEAST { (None, 2) } else { (Some(purpose), PURPOSE) };
+    if is_below(screen) { 2 } else { PURPOSE }
+}
+
+/// Returns a text below a command.
+fn beside(text: &str, screen: Screen) -> String {
+    let indent = indent(screen);
+    let lines = paragraph(text, screen.width.saturating_sub(indent));
+    lines.lines().map(|line| format!("{:indent$}{line}", "")).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns a command to the right of its purpose, or below it on a narrow screen.
+fn command(purpose: &str, command: &Command, screen: Screen) -> Vec<String> {
+    let indent = indent(screen);
+    let start = if is_below(screen) { None } else { Some(purpose) };
     let lines = command.lines(screen.width.saturating_sub(indent)).into_iter().enumerate();
     let line = |(at, line): (usize, String)| match at {
         0 => format!("{:<indent$}{line}", start.unwrap_or("")),
@@ -85,11 +104,14 @@ fn joined(parts: Vec<String>) -> String {
 
 fn at_a_glance(tour: &TourView, options: &Options<'_>, screen: Screen) -> String {
     let (designs, scenarios) = (tour.matrix.rows.len(), tour.matrix.columns.len());
-    let [designs, scenarios, rounds] = [(designs, "design"), (scenarios, "scenario"), (tour.rounds, "round")]
-        .map(|(n, noun)| number::plural(n, noun));
+    let s = |n: usize| if n == 1 { "" } else { "s" };
     let title = format!(
-        "How long do page faults, fork and mmap wait under each locking design? {designs}, {scenarios}, \
-         medians of {rounds}."
+        "{} scenario{} under {} locking design{}. Each column has its own unit. Medians of {}.",
+        capital(number::word(scenarios)),
+        s(scenarios),
+        number::word(designs),
+        s(designs),
+        number::plural(tour.rounds, "round"),
     );
     let drawn = figures::matrix(&tour.matrix, screen);
     let table = with_legend(&drawn, screen);
@@ -117,6 +139,12 @@ fn one_scenario(view: &ScenarioView, options: &Options<'_>, screen: Screen) -> S
     joined(parts)
 }
 
+/// Returns `text` with a capital at the start.
+fn capital(text: String) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or(String::new(), |first| first.to_uppercase().chain(characters).collect())
+}
+
 /// Returns `text` with a full stop at the end.
 fn sentence(text: &str) -> String {
     if text.ends_with('.') { text.into() } else { format!("{text}.") }
@@ -136,10 +164,15 @@ fn with_legend(drawn: &Drawn, screen: Screen) -> String {
     }
     if drawn.has_ratios {
         text.push_str("1.50×: 1.5 times worse than the best of the column. ");
-        text.push_str(&format!("≈: level with the best, within {NOISE} times or the spread of the rounds. "));
+    }
+    if drawn.has_level {
+        text.push_str(&format!("≈: level, less than {NOISE} times worse than the best. "));
+    }
+    if drawn.has_unknown {
+        text.push_str("?: unknown, because the rounds overlap with those of the best. ");
     }
     if drawn.has_few {
-        text.push_str(&format!("?: fewer than {LEAST_ROUNDS} rounds, so this may be noise. "));
+        text.push_str(&format!("?: unknown, because there are fewer than {LEAST_ROUNDS} rounds. "));
     }
     if !text.is_empty() {
         lines.push(paragraph(text.trim_end(), screen.width));
@@ -155,8 +188,8 @@ fn with_legend(drawn: &Drawn, screen: Screen) -> String {
 fn notes(drawn: &Drawn, notes: &[String], options: &Options<'_>, screen: Screen) -> Vec<String> {
     let elsewhere = drawn.has_elsewhere.then(|| {
         format!(
-            "native is {} on this machine: other hardware than the software machine of the other rows. Its ratio is in \
-             brackets; it is never the best.",
+            "native is {} on this machine. It runs on the real MMU; the other rows run on a simulated one. Do not compare \
+             them. Its ratio is in brackets, and it is never the best.",
             options.kernel
         )
     });
@@ -164,18 +197,35 @@ fn notes(drawn: &Drawn, notes: &[String], options: &Options<'_>, screen: Screen)
     notes.map(|note| paragraph(&note, screen.width)).collect()
 }
 
+/// Returns the mark of a verdict, its style, and its meaning.
+fn mark(kind: Kind) -> (&'static str, Style, &'static str) {
+    match kind {
+        Kind::Loss => ("-", Style::Bad, "loss"),
+        Kind::Unknown | Kind::TooFew => ("?", Style::Strong, "unknown"),
+        Kind::Level => ("≈", Style::Strong, "level"),
+        Kind::Win => ("+", Style::Good, "win"),
+        Kind::Note => ("*", Style::Plain, "note"),
+    }
+}
+
+/// Returns the verdicts, each with its mark. The meaning of the marks stands above them.
 fn verdicts(verdicts: &[Verdict], screen: Screen) -> String {
     let line = |verdict: &Verdict| {
-        let (mark, style) = match verdict.kind {
-            Kind::Loss => ("-", Style::Bad),
-            Kind::Level => ("≈", Style::Strong),
-            Kind::Win => ("+", Style::Good),
-            Kind::TooFew => ("?", Style::Strong),
-            Kind::Note => ("*", Style::Plain),
-        };
+        let (mark, style, _) = mark(verdict.kind);
         (Text::new(mark).styled(style), verdict.text.clone())
     };
-    items(verdicts.iter().map(line), screen)
+    let mut meanings: Vec<String> = Vec::new();
+    for verdict in verdicts {
+        let (mark, _, meaning) = mark(verdict.kind);
+        let meaning = format!("{mark} {meaning}");
+        if !meanings.contains(&meaning) {
+            meanings.push(meaning);
+        }
+    }
+    let legend = format!("{} against its best rival: {}.", designs::OURS, meanings.join(", "));
+    let has_verdict = verdicts.iter().any(|verdict| verdict.kind != Kind::Note);
+    let legend = if has_verdict { paragraph(&legend, screen.width) + "\n" } else { String::new() };
+    legend + &items(verdicts.iter().map(line), screen)
 }
 
 /// Returns the largest causes of waiting of each design, or all of them.

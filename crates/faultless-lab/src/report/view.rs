@@ -13,7 +13,7 @@ mod waits;
 
 pub use figures::{Cell, Class, Column, Figures, Row};
 pub use scenario::ScenarioView;
-pub use tour::TourView;
+pub use tour::{Closer, TourView};
 pub use verdict::{Kind, Verdict};
 pub use waits::{Wait, Waits};
 

@@ -41,8 +41,9 @@ pub struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    /// Begins a round with its warm-up.
+    /// Begins a round with its warm-up. The warm-up of a short round takes at most half its length.
     pub fn new(turn: &Turn<'a>, warm_up: Duration) -> Self {
+        let warm_up = warm_up.min(turn.length / 2);
         Self { recorder: turn.recorder, ..Self::unrecorded(turn.interrupted, warm_up, turn.length) }
     }
 

@@ -61,9 +61,9 @@ const ALIGNED: u64 = 2 << 20;
 const MOST: u64 = 256;
 /// The number of passes of a turn. All threads begin each pass together. They discard their pages only after all have
 /// ended it.
-const PASSES: usize = 96;
+const PASSES: usize = 64;
 /// The number of passes that are not measured. The scheduler may take a while to give each thread a processor.
-const UNMEASURED: usize = 32;
+const UNMEASURED: usize = 24;
 /// The number of faults that are timed together.
 const BATCH: u64 = 64;
 /// The names of the phases, as they stand in the figures.

@@ -24,6 +24,7 @@ mod every_design;
 mod calls;
 mod failing;
 mod forks;
+mod limits;
 mod sweep;
 mod world;
 

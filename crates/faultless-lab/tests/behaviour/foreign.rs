@@ -47,8 +47,10 @@ impl<S: Stand> Device<S> {
         let engine = machine.engine.clone();
         let frames = engine.host().frames();
         let mut taken: Vec<Frame> = Vec::new();
+        let take = || frames.allocate(GroupId::ROOT, FrameUse::Anonymous);
         let first = loop {
-            taken.push(frames.allocate(GroupId::ROOT, FrameUse::Anonymous).expect("a frame"));
+            // Under pressure the first try fails.
+            taken.push(take().or_else(take).expect("a frame"));
             taken.sort();
             let is_run = |run: &&[Frame]| run[0].get() + count - 1 == run[run.len() - 1].get();
             if let Some(run) = taken.windows(count as usize).find(is_run) {

@@ -6,6 +6,7 @@ use faultless::fault::{Fault, PendingFault};
 use faultless::protection::Access;
 use faultless::stats::Counter;
 use faultless::store::{Direction, FailingStore, Failure, InjectedError};
+use faultless_lab::skipped::skipped;
 use faultless_soft::Cpu;
 
 under_every_design! {
@@ -39,7 +40,7 @@ on_real_memory! {
 
 fn invariant_1_who_would_sleep_in_a_section_is_stopped<S: Stand, D: LockingDesign>() -> Ran<S> {
     if !cfg!(debug_assertions) {
-        println!("skipped: the check is in builds with debug assertions only");
+        skipped("invariant 1 is checked in builds with debug assertions only");
         return Ok(());
     }
     let machine = Machine::<S>::new()?;

@@ -1,4 +1,5 @@
 //! Behaviour of an address space under every locking design. The source is the same, with one instance for each design.
+//! Each test runs once with enough memory and once under memory pressure (`stand/pressure.rs`).
 
 #[macro_use]
 #[path = "../every_design/mod.rs"]
@@ -37,9 +38,27 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Makes a `#[test]` of each function for each design, on the software machine.
+/// Makes two `#[test]`s of each function for each design, on the software machine: one with enough memory, and one under pressure.
 macro_rules! under_every_design {
-    ($($name:ident)*) => { every_design! { [$crate::tests_on] (::faultless_soft::Soft; ($($name)*)) } };
+    ($($name:ident)*) => { every_design! { [$crate::tests_and_under_pressure] ($($name)*) } };
+}
+macro_rules! tests_and_under_pressure {
+    ($names:tt; $($module:ident: $design:ty),*) => {
+        $(mod $module {
+            $crate::tests_of!(::faultless_soft::Soft, $design, $names);
+            $crate::under_pressure!($design, $names);
+        })*
+    };
+}
+macro_rules! under_pressure {
+    ($design:ty, ($($name:ident)*)) => {
+        mod under_pressure {
+            $(#[test] fn $name() {
+                let test = super::super::$name::<::faultless_soft::Soft, $design>;
+                $crate::stand::pressure::run::<::faultless_soft::Soft>(module_path!(), stringify!($name), test);
+            })*
+        }
+    };
 }
 /// Makes a `#[test]` of each function on real memory too. The designs are those that hold nothing through I/O, because
 /// one handler serves many faults.
@@ -66,9 +85,11 @@ macro_rules! tests_of {
     };
 }
 pub(crate) use on_real_memory;
+pub(crate) use tests_and_under_pressure;
 pub(crate) use tests_of;
 pub(crate) use tests_on;
 pub(crate) use under_every_design;
+pub(crate) use under_pressure;
 
 pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 

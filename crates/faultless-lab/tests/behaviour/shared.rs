@@ -127,7 +127,8 @@ fn stores_are_seen_by_all_and_reach_the_file<S: Stand, D: LockingDesign>() -> Ra
     let child = one.fork().unwrap();
     child.store_u64(at(12), 79).unwrap();
     assert_eq!(one.load_u64(at(12)).unwrap(), 79, "a child stores into the same page");
-    assert_eq!(real.word(1), word(2), "nothing is written yet");
+    // Under pressure a page may be written to make room.
+    assert!(stand::pressure::is_on() || real.word(1) == word(2), "nothing is written yet");
     one.sync(at(10), 4 * PAGE_SIZE, SYNC).unwrap();
     assert_eq!((real.word(1), real.word(2), real.word(3)), (78, 79, word(4)));
     for space in [&one, &other, &child] {

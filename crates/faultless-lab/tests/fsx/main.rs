@@ -76,7 +76,7 @@ fn the_command_prints_a_table_or_json() {
     let table = faultless(&["check", "--files", "--ops", "300"]);
     let text = String::from_utf8_lossy(&table.stdout);
     assert_eq!(table.status.code(), Some(0), "{text}");
-    assert!(text.contains("| write_at") && text.contains("300 operations in 1 episodes"), "{text}");
+    assert!(text.contains("| write_at") && text.contains("300 operations in 1 episode,"), "{text}");
     assert!(text.contains("by a model of a file"), "{text}");
     let json = faultless(&["check", "--files", "--ops", "300", "--json", "-"]);
     let summary: Summary = serde_json::from_slice(&json.stdout).unwrap();

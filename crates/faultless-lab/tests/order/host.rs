@@ -49,7 +49,8 @@ impl Old {
 
 /// Range of pages in a table.
 pub struct Stale {
-    table: Tag,
+    /// `None`: all tables.
+    table: Option<Tag>,
     range: PageRange,
 }
 
@@ -120,6 +121,10 @@ impl Log {
     fn invalidate(&self, table: Tag, range: PageRange) {
         lock(&self.invalidated).push((table, range));
         lock(&self.old).retain(|(of, old)| *of != table || !old.is_in(range));
+    }
+
+    fn invalidate_in_all(&self, range: PageRange) {
+        lock(&self.old).retain(|(_, old)| !old.is_in(range));
     }
 
     /// Records that a store reads or writes the bytes of `frame` beside the processors.
@@ -223,7 +228,10 @@ unsafe impl StdHost for Recorder {
     fn invalidate_all(&self, _: &Sections, batch: &mut [Stale], _: impl FnMut(u32)) {
         self.log.begin_invalidation();
         for Stale { table, range } in batch {
-            self.log.invalidate(*table, *range);
+            match table {
+                Some(table) => self.log.invalidate(*table, *range),
+                None => self.log.invalidate_in_all(*range),
+            }
         }
     }
 }
@@ -265,6 +273,10 @@ unsafe impl PageTable for RecordedTable {
 
     fn make_leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
         self.table.make_leaf(proof, page)
+    }
+
+    fn age(&self, leaf: Leaf<'_>, page: PageNumber) -> bool {
+        self.table.age(leaf, page)
     }
 
     fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
@@ -334,7 +346,7 @@ unsafe impl PageTable for RecordedTable {
     }
 
     fn stale(&self, range: PageRange) -> Stale {
-        Stale { table: self.root(), range }
+        Stale { table: Some(self.root()), range }
     }
 
     fn unload(&self, wait: impl FnMut(u32)) {
@@ -381,6 +393,25 @@ unsafe impl ShareLeaves<Self> for RecordedTable {
     unsafe fn weaken(&self, leaf: Leaf<'_>, page: PageNumber) {
         // SAFETY: by the same contract.
         unsafe { self.table.weaken(leaf, page) }
+    }
+
+    unsafe fn load_by_record(record: &LeafRecord, index: u64) -> Entry {
+        // SAFETY: by the same contract.
+        unsafe { RadixTable::load_by_record(record, index) }
+    }
+
+    unsafe fn exchange_by_record(
+        record: &LeafRecord,
+        index: u64,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
+        // SAFETY: by the same contract.
+        unsafe { RadixTable::exchange_by_record(record, index, seen, new) }
+    }
+
+    fn stale_in_all(range: PageRange) -> Stale {
+        Stale { table: None, range }
     }
 }
 

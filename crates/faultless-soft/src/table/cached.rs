@@ -11,7 +11,7 @@
 //! at any time by speculation. So a frame or a table that is freed or unhooked without a later invalidation is still
 //! reached from here. Outside loom, freeing it while a cache names it ends the test. Under loom its next use does.
 
-use super::{FAN, Leaf, LeafTable, RadixTable, Stale};
+use super::{FAN, Leaf, LeafTable, RadixTable, Stale, Tag};
 use faultless::address::PageNumber;
 use faultless::host::{Entry, Frame, PageTable, StdSlots};
 use faultless::sync::atomic::AtomicPtr;
@@ -107,20 +107,28 @@ impl Processors {
 
     /// Removes the cached entries for these pages. When it returns, no access uses them.
     pub(crate) fn forget(&self, stale: Stale) {
-        self.forget_from(stale.first, stale.first + stale.pages);
+        self.forget_from(stale);
     }
 
     /// Removes all cached entries for the table with this tag.
-    pub(super) fn forget_all(&self, tag: u64) {
-        self.forget_from(tag, tag + RadixTable::PAGES);
+    pub(super) fn forget_all(&self, tag: Tag) {
+        self.forget_from(Stale { first: 0, pages: RadixTable::PAGES, tag: Some(tag) });
     }
 
-    fn forget_from(&self, first: u64, end: u64) {
+    fn forget_from(&self, stale: Stale) {
+        let Stale { first, pages, tag } = stale;
         for caches in &self.0 {
             let mut caches = caches.lock();
-            let is_of = |subject: u64| (first..end).contains(&subject);
-            caches.translations.iter_mut().for_each(|kept| _ = kept.take_if(|kept| is_of(kept.subject)));
-            let overlaps = |leaf: &KeptLeaf| leaf.subject < end && first < leaf.subject + FAN as u64;
+            caches
+                .translations
+                .iter_mut()
+                .for_each(|kept| _ = kept.take_if(|kept| stale.is_of(kept.subject)));
+            let overlaps = |leaf: &KeptLeaf| {
+                let start = leaf.subject & (RadixTable::PAGES - 1);
+                start < first + pages
+                    && first < start + FAN as u64
+                    && tag.is_none_or(|tag| leaf.subject & !(RadixTable::PAGES - 1) == tag.0)
+            };
             caches.leaves.iter_mut().for_each(|kept| _ = kept.take_if(|kept| overlaps(kept)));
         }
     }

@@ -70,18 +70,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops the translations of `range` in table `number`.
-fn forget(tlb: &Tlb, planted: Planted, number: u64, range: PageRange) {
+/// Drops the translations of `range` in table `number`, or in all tables.
+fn forget(tlb: &Tlb, planted: Planted, number: Option<u64>, range: PageRange) {
     let pages = match planted {
         Planted::InvalidatesNothing => return,
         Planted::InvalidatesOnePage => range.start().get()..range.start().get() + 1,
         _ => range.start().get()..range.end().get(),
     };
-    lock(tlb).retain(|(table, page), _| *table != number || !pages.contains(page));
+    lock(tlb)
+        .retain(|(table, page), _| number.is_some_and(|number| *table != number) || !pages.contains(page));
 }
 
 pub struct Stale {
-    table: u64,
+    /// The number of the table. `None`: all tables.
+    table: Option<u64>,
     range: PageRange,
 }
 
@@ -287,6 +289,10 @@ unsafe impl PageTable for Table {
         self.table.make_leaf(proof, page)
     }
 
+    fn age(&self, leaf: Leaf<'_>, page: PageNumber) -> bool {
+        self.table.age(leaf, page)
+    }
+
     fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
         self.table.record(leaf)
     }
@@ -382,11 +388,11 @@ unsafe impl PageTable for Table {
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         self.table.invalidate(range, wait);
-        forget(&self.tlb, self.planted, self.number, range);
+        forget(&self.tlb, self.planted, Some(self.number), range);
     }
 
     fn stale(&self, range: PageRange) -> Stale {
-        Stale { table: self.number, range }
+        Stale { table: Some(self.number), range }
     }
 
     fn unload(&self, wait: impl FnMut(u32)) {
@@ -461,6 +467,25 @@ unsafe impl ShareLeaves<Self> for Table {
             // SAFETY: by the same contract.
             let _ = unsafe { self.table.exchange(leaf, page, seen, seen.without(Entry::ACCESSED)) };
         }
+    }
+
+    unsafe fn load_by_record(record: &LeafRecord, index: u64) -> Entry {
+        // SAFETY: by the same contract.
+        unsafe { RadixTable::load_by_record(record, index) }
+    }
+
+    unsafe fn exchange_by_record(
+        record: &LeafRecord,
+        index: u64,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
+        // SAFETY: by the same contract.
+        unsafe { RadixTable::exchange_by_record(record, index, seen, new) }
+    }
+
+    fn stale_in_all(range: PageRange) -> Stale {
+        Stale { table: None, range }
     }
 }
 

@@ -74,8 +74,9 @@ impl SharedTables {
         }
     }
 
+    /// Notes that a copy has found a count full, of a page or of a swap slot.
     #[cold]
-    fn note_full_page(&self) {
+    pub(crate) fn note_full_page(&self) {
         self.has_full_page.store(true, Ordering::Relaxed);
     }
 }

@@ -14,7 +14,7 @@
 
 use super::Engine;
 use crate::address::{PageNumber, PageRange};
-use crate::host::{Entry, Host, PageTable};
+use crate::host::{Entry, Host, PageTable, ShareLeaves};
 use crate::stats::Counter;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::plain;
@@ -72,12 +72,37 @@ impl<'a, H: Host> StaleBatch<'a, H> {
 
     /// Ends the part of `table`. The next pages are of another table, or far away from those before.
     pub fn end_part(&mut self, table: &H::Table) {
+        if self.range.is_some() {
+            self.make_room();
+            self.end_part_in_section(table);
+        }
+    }
+
+    /// Returns whether one more part can end without a wait.
+    pub fn has_room(&self) -> bool {
+        self.stale.len() < self.stale.capacity()
+    }
+
+    /// Makes room for at least one more part. The caller is in no section.
+    pub fn make_room(&mut self) {
+        if !self.has_room() && !grow(&mut self.stale, MANY_PARTS) {
+            self.flush();
+        }
+    }
+
+    /// Ends the part of `table` as [`StaleBatch::end_part`] does, for a caller in a section: there is room for it.
+    pub fn end_part_in_section(&mut self, table: &H::Table) {
+        debug_assert!(self.has_room());
         if let Some(range) = self.range.take() {
-            if self.stale.len() == self.stale.capacity() && !grow(&mut self.stale, MANY_PARTS) {
-                self.flush();
-            }
             self.stale.push(table.stale(range));
         }
+    }
+
+    /// Notes that the entry of `page` was weakened in a leaf table that several spaces share, for a caller in a section: there is
+    /// room for it.
+    pub fn touch_in_all(&mut self, page: PageNumber) {
+        debug_assert!(self.has_room());
+        self.stale.push(<H::Table as PageTable>::Sharing::stale_in_all(PageRange::single(page)));
     }
 
     /// Waits until no processor uses an older translation of the pages of all parts that have ended.
@@ -121,6 +146,11 @@ impl<'a, H: Host> RemovedBatch<'a, H> {
             self.flush();
         }
         self.removed.push(entry);
+        self.stale.touch(page);
+    }
+
+    /// Notes that the entry of `page`, in the current table, was weakened.
+    pub fn touch(&mut self, page: PageNumber) {
         self.stale.touch(page);
     }
 

@@ -1,6 +1,6 @@
 //! The home of a folio: the file that the page belongs to, or the entry that maps it (docs/home.md).
 
-use super::{ANONYMOUS, EXCLUSIVE, Folio, MAPPING, MAPPINGS, UPTODATE};
+use super::{ANONYMOUS, CACHED, EXCLUSIVE, Folio, MAPPING, MAPPINGS, UPTODATE};
 use crate::sync::atomic::Ordering;
 use crate::tables::Home;
 
@@ -33,7 +33,6 @@ impl Folio {
     /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire, twice. The first
     /// load's partners are [`Folio::begin_anonymous`], and the Release of each thread that drops a mapping after a change of
     /// home. The second load's partners are all stores of a home that names a record or a family.
-    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
         (word & ANONYMOUS != 0 && word & MAPPINGS != 0)
@@ -48,14 +47,18 @@ impl Folio {
     }
 
     /// Leaves the folio's home before an entry drops its mapping of the folio (rule H1). `entry` returns the home that names this
-    /// entry, and the one that names the family of its table. If other entries map the folio and the home names this entry, the
-    /// home becomes the family. If this is the only mapping, the home may stay: a thread that follows it has seen the mapping in a
-    /// section that began before the mapping goes, and the table is retired after that.
+    /// entry, and the one that names the family of its table. If other entries map the folio or may name its slot, and the home
+    /// names this entry, the home becomes the family. If this is the only entry that has the page, the home may stay: a thread that
+    /// follows it has seen the mapping in a section that began before the mapping goes, and the table is retired after that.
+    ///
+    /// An entry that names the slot counts no mapping, and may map the folio at any time, without a change of the home.
     #[inline]
     pub(crate) fn leave_home(&self, entry: impl FnOnce() -> (Home, Home)) {
-        const OTHERS: u64 = MAPPINGS & !MAPPING;
+        // CACHED of an anonymous folio: it has a slot.
+        const OTHERS: u64 = MAPPINGS & !MAPPING | CACHED;
         let word = self.word.load(Ordering::Relaxed);
-        if word & ANONYMOUS != 0 && word & OTHERS != 0 && !mutant!("home_stays") {
+        let others = if mutant!("home_stays_for_a_slot") { OTHERS & !CACHED } else { OTHERS };
+        if word & ANONYMOUS != 0 && word & others != 0 && !mutant!("home_stays") {
             let (entry, family) = entry();
             self.leave_shared_home(entry, family);
         }
@@ -84,9 +87,15 @@ impl Folio {
         if word & ANONYMOUS != 0 && word & MAPPINGS == MAPPING {
             self.set_home(to);
         } else if word & ANONYMOUS != 0 && !mutant!("moved_home_stays") {
-            // Another entry of the folio may exchange the home too.
-            let _ = self.home.swap(Home::NONE.bits(), Ordering::AcqRel);
+            self.forget_home();
         }
+    }
+
+    /// Makes the home none, since the page is moved or is the page of an entry that was moved, and other entries have it too: a
+    /// search by table and family would miss one side of the move.
+    pub(crate) fn forget_home(&self) {
+        // Another entry of the folio may exchange the home at the same time.
+        let _ = self.home.swap(Home::NONE.bits(), Ordering::AcqRel);
     }
 
     /// Notes the number of the record by which the page came, which `audit` compares. For models.

@@ -16,6 +16,9 @@ pub(crate) enum Remaining {
     Nothing,
     /// Only the page cache's reference remains: the caller puts the folio on the list of idle folios.
     Idle,
+    /// Only the swap cache's reference remains, of an anonymous folio: the caller looks whether an entry still names its slot
+    /// (`Engine::see_to_cached`).
+    InSlot,
     /// Other references remain, or the list has one.
     Others,
 }

@@ -2,7 +2,7 @@
 //! answer accesses that cannot be served. A table names the type that implements an ability, or [`Unsupported`]. It returns the
 //! ability by [`PageTable::sharing`], [`PageTable::following`] and [`PageTable::refusing`].
 
-use super::{OutOfMemory, PageTable};
+use super::{Entry, OutOfMemory, PageTable};
 use crate::address::{PageNumber, PageRange};
 use crate::protection::Protection;
 pub use crate::tables::{LeafRecord, SpareLink};
@@ -189,6 +189,34 @@ pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
     /// # Safety
     /// The leaf is shared, and the caller holds its lock.
     unsafe fn weaken(&self, leaf: T::Leaf<'_>, page: PageNumber);
+
+    /// Returns entry `index` of the shared leaf that has `record`. Reclaim comes by a page and the record, and knows no table that
+    /// has the leaf. Relaxed.
+    ///
+    /// # Safety
+    /// The record is that of a leaf of a host with this type of table, and the caller keeps the leaf: it has found the record in a
+    /// section that has not ended. `index` is below [`PageTable::LEAF_PAGES`].
+    unsafe fn load_by_record(record: &LeafRecord, index: u64) -> Entry;
+
+    /// Replaces entry `index` of the shared leaf that has `record` with `new`, for all tables that have the leaf, if the entry is
+    /// still `seen`. Neither has [`Entry::ANNOUNCED`]. AcqRel.
+    ///
+    /// # Errors
+    /// The entry that is there instead of `seen`. It is unchanged: a processor has set its accessed bit.
+    ///
+    /// # Safety
+    /// As for [`ShareLeaves::load_by_record`]; the leaf is shared, and the caller holds its lock. The frame of `seen` is freed only
+    /// after a later invalidation of [`ShareLeaves::stale_in_all`].
+    unsafe fn exchange_by_record(
+        record: &LeafRecord,
+        index: u64,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry>;
+
+    /// Returns a name of `range` in every table of the host, for [`Host::invalidate_all`](super::Host::invalidate_all). The pages of
+    /// a leaf have the same numbers in each table that shares it. Needs no memory.
+    fn stale_in_all(range: PageRange) -> T::Stale;
 }
 
 // SAFETY: there is no value.
@@ -219,5 +247,17 @@ unsafe impl<T: PageTable> ShareLeaves<T> for Unsupported {
 
     unsafe fn weaken(&self, _: T::Leaf<'_>, _: PageNumber) {
         match *self {}
+    }
+
+    unsafe fn load_by_record(_: &LeafRecord, _: u64) -> Entry {
+        Entry::EMPTY
+    }
+
+    unsafe fn exchange_by_record(_: &LeafRecord, _: u64, _: Entry, _: Entry) -> Result<(), Entry> {
+        Err(Entry::EMPTY)
+    }
+
+    fn stale_in_all(_: PageRange) -> T::Stale {
+        unreachable!("no leaf is shared, so none is reclaimed from")
     }
 }

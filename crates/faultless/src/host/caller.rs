@@ -3,10 +3,10 @@
 //!
 //! | duty of the caller | kept by |
 //! |---|---|
-//! | a frame is freed once, and no code reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`FlushBatch::flush` in `space/change/range_work.rs`), after [`Host::invalidate_all`](super::Host::invalidate_all) (`RemovedBatch` in `engine/stale.rs`), or, when the last handle of a space goes, after [`PageTable::unload`] (`space/calls/exit.rs`) |
+//! | a frame is freed once, and no code reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict`, `freeze` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`FlushBatch::flush` in `space/change/range_work.rs`), after [`Host::invalidate_all`](super::Host::invalidate_all) (`RemovedBatch` in `engine/stale.rs`), or, when the last handle of a space goes, after [`PageTable::unload`] (`space/calls/exit.rs`) |
 //! | a frame is zeroed or copied into by its only owner | only frames just allocated are, before their folio's life begins or before their page is published (`fault/`, `fork.rs`, `page_cache/mod.rs`) |
 //! | the source of a copy stays and is not written | the caller has announced the entry that names it, or has it pinned, and it is mapped read-only |
-//! | bytes in `memory` are read and written by no other code | READING: a folio that is not up to date is mapped nowhere. WRITEBACK: every write right is gone before (`page_cache/writeback.rs`) |
+//! | bytes in `memory` are read and written by no other code | READING: a folio that is not up to date is mapped nowhere. WRITEBACK: every write right is gone before (`page_cache/writeback.rs`, `swap/write_out.rs`), and a fault gives none before the write has ended |
 //! | `read` and `write` meet no transfer into the frame | the caller has a reference to a folio that is up to date; a writer has the folio's lock or a right, neither of which goes with WRITEBACK; a page pinned for I/O is written back from a copy |
 //! | an entry is installed, refused or let go by the thread that announced it | `space::page_work::Announced`; fork, which announces each entry it copies |
 //! | an entry is exchanged or filled, a leaf unhooked, by the thread that took its pages | the callers have a `RangeReservation` over them; a space without handles has no other caller; a copy of a shared leaf is filled before it hangs (`tables/share.rs`) |

@@ -86,9 +86,9 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     }
 
     /// Invalidates pages of several tables in one round: returns when [`PageTable::invalidate`] of each of them would have
-    /// returned. The engine calls it where truncation or writeback has changed entries in several spaces, and holds no handle of
-    /// these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`], in no
-    /// order; the host may change the order.
+    /// returned. The engine calls it where truncation, writeback or reclaim has changed entries in several spaces, and holds no
+    /// handle of these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`] or
+    /// [`ShareLeaves::stale_in_all`], in no order; the host may change the order.
     ///
     /// A table may be gone by now. If [`PageTable::unload`] has returned, its pages are skipped; otherwise they are
     /// invalidated.
@@ -289,6 +289,17 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// No other thread changes the entry meanwhile. `new` is as for [`PageTable::install`].
     unsafe fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
 
+    /// Clears [`Entry::ACCESSED`] in the entry of `page`, by one atomic step, if the entry maps a page and has the bit. Returns
+    /// whether it did: whether a processor has used the page since the bit was last cleared. Leaves the rest of the entry, and an
+    /// announcement. Relaxed. Reclaim calls it in a section, without the bit and without an invalidation: a processor that keeps
+    /// the translation may use the page without setting the bit again.
+    ///
+    /// The default returns false, for a host whose processors set no such bit. Reclaim then goes by the order of first use.
+    fn age(&self, leaf: Self::Leaf<'_>, page: PageNumber) -> bool {
+        let _ = (leaf, page);
+        false
+    }
+
     /// Returns the engine's record of the leaf. Not called for a leaf that is [shared](ShareLeaves) and was found under a
     /// reservation.
     fn record<'s>(&'s self, leaf: Self::Leaf<'s>) -> &'s LeafRecord;
@@ -362,8 +373,8 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     /// where new memory does. A frame keeps neither for life: where a copy is not needed, the page is taken over.
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame>;
 
-    /// Takes a frame back, for any purpose it had. Does not sleep. When there are more groups than one, the folio tells which
-    /// group has paid for the frame.
+    /// Takes a frame back, for any purpose it had. Does not sleep. The folio no longer tells which group has paid for the frame: a
+    /// host that divides its frames by group notes that itself.
     ///
     /// # Safety
     /// The frame is given out and the caller has it alone: no reference is left in its folio, no page table names it, and
@@ -395,7 +406,8 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     /// initialised bytes, aligned to eight. The pointer is valid until the frame is freed or a processor may write it.
     ///
     /// # Safety
-    /// The frame is given out. The caller has it alone, or it is a page of a file that no code may write.
+    /// The frame is given out. The caller has it alone, or it is a page that no code may write: of a file, or an anonymous page that
+    /// is unmapped and invalidated.
     unsafe fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
     /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns the number
@@ -419,14 +431,25 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     fn usage(&self) -> FrameUsage;
 }
 
-/// A group of processes that share one charge for memory, and that makes room in its own memory when it has too much (a memory
-/// cgroup). There is one group for now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupId(());
+/// The number of a group of spaces that share one charge for memory, and that makes room in its own memory when it has too much (a
+/// memory cgroup): [`MemoryLimit`](crate::MemoryLimit). When a group has ended and pays for nothing, another gets its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GroupId(u32);
 
 impl GroupId {
-    /// The group of all processes that are in no other.
-    pub const ROOT: Self = Self(());
+    /// The group of all spaces that are in no other, and of all pages of files.
+    pub const ROOT: Self = Self(0);
+
+    #[inline]
+    pub(crate) const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Returns the number.
+    #[inline]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
 }
 
 /// The purpose of a frame that [`FrameSource::allocate`] gives out. More may come.

@@ -5,6 +5,7 @@ use super::memory_queue::MemoryQueue;
 use crate::engine::{Dying, Engine};
 use crate::frame::{Eviction, Reference};
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
+use crate::reclaim::{Kinds, Reclaimed};
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Park, plain};
@@ -34,6 +35,13 @@ const LOOKS_BESIDE: u32 = 100;
 #[cfg(loom)]
 const LOOKS_BESIDE: u32 = 2;
 
+/// The number of looks while pages are there that reclaim could not take at the moment: another thread has them, or a fork has
+/// stopped the space. Most of these looks sleep.
+#[cfg(not(loom))]
+pub(super) const LOOKS_DELAYED: u32 = 4096;
+#[cfg(loom)]
+pub(super) const LOOKS_DELAYED: u32 = 3;
+
 /// The page cache's account, one an engine.
 #[derive(Default)]
 pub(crate) struct Account {
@@ -44,8 +52,8 @@ pub(crate) struct Account {
     pub(super) pins: plain::AtomicU64,
     /// The calls and faults that wait for memory.
     pub(crate) queue: MemoryQueue,
-    /// The number of reads and writes under way.
-    pub(super) transfers: plain::AtomicU64,
+    /// The number of reads and writes under way, with those of swap devices.
+    pub(crate) transfers: plain::AtomicU64,
     /// The number of threads that evict.
     evictors: plain::AtomicU64,
 }
@@ -76,7 +84,8 @@ pub struct Pin<H: Host> {
 }
 
 impl<H: Host> Pin<H> {
-    pub(super) fn new(engine: &Arc<Engine<H>>, frame: Frame) -> Self {
+    /// Makes the guard of a pin that the caller has taken.
+    pub(crate) fn new(engine: &Arc<Engine<H>>, frame: Frame) -> Self {
         engine.cache.pins.fetch_add(1, Ordering::Relaxed);
         Self { engine: engine.clone(), frame, has_lock: false }
     }
@@ -212,22 +221,47 @@ impl From<OutOfMemory> for Miss {
 }
 
 impl<H: Host> Engine<H> {
-    /// Allocates a frame for a page of a file. If needed, evicts a clean page of a file of the same group.
-    pub(crate) fn allocate(&self, group: GroupId) -> Option<Frame> {
+    /// Allocates a frame for a page of a file. If needed, evicts clean pages of files that are not in use, or reclaims mapped and
+    /// anonymous pages.
+    ///
+    /// # Errors
+    /// The frames that were freed, which other threads have taken since, and whether pages could not be taken at the moment.
+    pub(crate) fn allocate(self: &Arc<Self>, group: GroupId) -> Result<Frame, Reclaimed> {
         let frames = self.host().frames();
-        frames.allocate(group, FrameUse::File).or_else(|| {
-            self.evict(group, FEW);
-            frames.allocate(group, FrameUse::File)
-        })
+        if let Some(frame) = frames.allocate(group, FrameUse::File) {
+            return Ok(frame);
+        }
+        let freed = self.evict_or_reclaim(group);
+        frames.allocate(group, FrameUse::File).ok_or(freed)
     }
 
-    /// Makes room after an allocation for `group` failed for the `look`-th time: evicts, or waits for a short time for
-    /// other threads to free memory. Returns `false` if there were enough tries.
-    pub(crate) fn make_room(&self, group: GroupId, look: u32) -> bool {
-        if self.evict(group, FEW) == 0 {
-            self.wait_for_memory(look);
+    /// Evicts pages of files that are not in use, or reclaims mapped and anonymous pages.
+    fn evict_or_reclaim(self: &Arc<Self>, group: GroupId) -> Reclaimed {
+        match self.evict(group, FEW) {
+            0 => self.take_pages(group, FEW, Kinds::All),
+            freed => Reclaimed { freed, is_delayed: false },
         }
-        self.looks_on(look)
+    }
+
+    /// Makes room after an allocation for `group` failed: evicts, reclaims, or waits for a short time for other threads to free
+    /// memory. `look` counts the calls since one of them has freed a frame. Returns `false` if there were enough.
+    ///
+    /// Another thread may take each frame that this call frees. That is no reason to give up: the memory is in use, not full.
+    pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: &mut u32) -> bool {
+        *look += 1;
+        let reclaimed = self.evict_or_reclaim(group);
+        if reclaimed.freed != 0 {
+            *look = 0;
+            return true;
+        }
+        self.wait_for_memory(*look);
+        self.looks_for_room(*look, reclaimed.is_delayed)
+    }
+
+    /// Returns whether look number `look` for memory is not the last one. `is_delayed`: pages are there that could not be taken at
+    /// the moment.
+    pub(crate) fn looks_for_room(&self, look: u32, is_delayed: bool) -> bool {
+        if is_delayed { look < LOOKS_DELAYED } else { self.looks_on(look) }
     }
 
     /// Returns whether look number `look` for memory is not the last one.

@@ -77,14 +77,13 @@ impl<H: Host> File<H> {
             return places;
         }
         let count = if places.try_reserve_exact(count as usize).is_ok() { count } else { 1 };
-        let over = (account.cached() + count).saturating_sub(limit);
-        if over > 0 {
-            engine.evict(GroupId::ROOT, over);
-        }
+        self.make_room_in_cache(count);
         // All at once, so that several threads together stay below the limit.
         let before = account.cached.fetch_add(count, Ordering::Relaxed);
         let room = limit.saturating_sub(before).min(count);
-        places.extend((0..room).map_while(|_| engine.allocate(GroupId::ROOT).map(|frame| self.place(frame))));
+        places.extend(
+            (0..room).map_while(|_| engine.allocate(GroupId::ROOT).ok().map(|frame| self.place(frame))),
+        );
         account.cached.fetch_sub(count - places.len() as u64, Ordering::Relaxed);
         places
     }

@@ -22,7 +22,8 @@
 //!
 //! **The file's pointer is valid under the lock.** A folio keeps it as long as its page is attached. A file's drop
 //! first calls `remove` for each attached page. So while a folio has a pointer and the lock is held, the file's memory
-//! is valid, and [`Weak::upgrade_raw`] tells whether the file is alive.
+//! is valid, and [`Weak::upgrade_raw`] tells whether the file is alive. Reclaim comes from a mapped folio to its file in the
+//! same way. A page may be up to date before it is attached. The thread that gives up such a page calls `remove` too.
 
 use super::File;
 use crate::engine::Engine;
@@ -187,6 +188,18 @@ impl FolioList {
         }
         self.unlock(engine, (linked, detached));
         count
+    }
+
+    /// Returns the file of `frame`, whose folio the caller has isolated as that of a file. Returns `None` if the page is detached, or
+    /// if the file has no store or is being dropped.
+    pub(super) fn file_of<H: Host>(&self, engine: &Engine<H>, frame: Frame) -> Option<Shared<File<H>>> {
+        let place = engine.folio(frame).place();
+        let _linked = engine.lock(&self.linked);
+        let file = NonNull::new(place.file.load(Ordering::Relaxed))?;
+        // SAFETY: the page was up to date when it was isolated, so it was attached then, or about to be. The pin keeps it from being
+        // evicted. A thread that detaches it, or gives it up before it is attached, clears the pointer under the lock, while it holds
+        // the file. So the file's memory is valid as long as the lock is held.
+        unsafe { Weak::upgrade_raw(file) }
     }
 
     /// Takes the lock, and links all arrivals.

@@ -381,7 +381,7 @@ impl<H: Host> File<H> {
         let mut looking = Looking::new(&self.engine);
         loop {
             let frame = if self.is_in_memory() {
-                self.engine.allocate(GroupId::ROOT).ok_or(Miss::OutOfMemory)
+                self.engine.allocate(GroupId::ROOT).map_err(|_| Miss::OutOfMemory)
             } else {
                 self.room_for_one(looking.ticket())
             };
@@ -408,6 +408,8 @@ impl<H: Host> File<H> {
                 return Ok(());
             }
             Miss::Queue(events) => Some(events),
+            // Nothing has made room for such a file's page yet.
+            Miss::OutOfMemory if self.is_in_memory() && looking.makes_room() => return Ok(()),
             // The transfers under way may free frames when they end.
             Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_transfers(),
         };

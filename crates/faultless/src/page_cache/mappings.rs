@@ -218,22 +218,25 @@ impl<H: Host> FileMappings<H> {
         word.load(Ordering::Relaxed) & bit != 0
     }
 
-    /// Calls `f` with the number of each space that may show one of `pages` and is `wanted`, in ascending order. The
-    /// caller has changed the state of the pages before. No lock is held during `f`.
+    /// Calls `f` with the number of each space that may show one of `pages` and is `wanted`, in ascending order, until it
+    /// returns false. The caller has changed the state of the pages before, or need not find all of them. No lock is held
+    /// during `f`.
     pub fn each(
         &self,
         engine: &Engine<H>,
         pages: &Range<u64>,
         wanted: impl Fn(u64) -> bool,
-        mut f: impl FnMut(u64, &dyn MappedBy<H>),
+        mut f: impl FnMut(u64, &dyn MappedBy<H>) -> bool,
     ) {
         let mut walk = Walk::default();
         loop {
             let step = engine.lock(&self.list).step(&mut walk, pages, &wanted);
             match step {
                 Step::Space(id, space) => {
-                    if let Some(space) = space.upgrade() {
-                        f(id, &*space);
+                    if let Some(space) = space.upgrade()
+                        && !f(id, &*space)
+                    {
+                        break;
                     }
                 }
                 Step::Passed => {}

@@ -19,7 +19,7 @@
 //! another thread may have joined the queue only because of it.
 
 use crate::engine::{Dying, Engine};
-use crate::host::{Host, OutOfMemory, Park, Sleeper};
+use crate::host::{GroupId, Host, OutOfMemory, Park, Sleeper};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, WaitQueue, Waiter, Woken, fence_after_rmw, full_fence, plain, try_box};
@@ -313,11 +313,18 @@ pub(crate) struct Looking<H: Host> {
     engine: Arc<Engine<H>>,
     ticket: u64,
     turn: Option<Turn<H>>,
+    /// The number of times that it made room in vain.
+    look: u32,
 }
 
 impl<H: Host> Looking<H> {
     pub fn new(engine: &Arc<Engine<H>>) -> Self {
-        Self { engine: engine.clone(), ticket: NEWCOMER, turn: None }
+        Self { engine: engine.clone(), ticket: NEWCOMER, turn: None, look: 0 }
+    }
+
+    /// Makes room for a page that needs no turn. Returns false if it was tried often enough.
+    pub fn makes_room(&mut self) -> bool {
+        self.engine.make_room(GroupId::ROOT, &mut self.look)
     }
 
     /// Returns the ticket with which to look for memory.

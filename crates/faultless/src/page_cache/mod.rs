@@ -19,6 +19,7 @@ mod index;
 mod mappings;
 mod memory_queue;
 mod reading;
+mod reclaim;
 mod refresh;
 mod resize;
 mod writeback;
@@ -33,8 +34,9 @@ pub(crate) use memory_queue::{AwaitedTurn, HAS_TURN, NEWCOMER, Turn};
 use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
-use crate::frame::{Eviction, Reference, Refused};
+use crate::frame::{Reference, Refused};
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
+use crate::reclaim::Taking;
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +86,16 @@ pub(crate) trait MappedBy<H: Host>: Send + Sync {
         pages: Range<u64>,
         shown: &dyn Fn() -> Option<PageRange>,
         stale: &mut StaleBatch<'_, H>,
+    );
+
+    /// Takes page `page` of file `file`, which is that of `taking`, out of every entry that maps it, until `taking` is over. Only
+    /// tries: waits for no bit, no range and no lock. `shown` returns the addresses within which the space may show the file.
+    fn give_up_page_of(
+        &self,
+        file: u64,
+        page: u64,
+        shown: &dyn Fn() -> Option<PageRange>,
+        taking: &mut Taking<'_, '_, H>,
     );
 }
 
@@ -411,6 +423,10 @@ impl<H: Host> File<H> {
             }
             return Ok(Some(frame));
         }
+        // Reclaim may have pinned it, and be on its way to the file.
+        if !self.is_in_memory() {
+            self.engine.cache.idle.remove(&self.engine, frame);
+        }
         if folio.cancel_dirty(reference) {
             frames.free(frame);
         }
@@ -444,21 +460,21 @@ impl<H: Host> File<H> {
     fn room_for_one(&self, ticket: u64) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
-        let mut look = 0;
-        while engine.looks_on(look) {
+        let (mut look, mut is_delayed) = (0, false);
+        while engine.looks_on(look) || is_delayed && look < account::LOOKS_DELAYED {
             let events = account.queue.events();
             let pins = account.pins.load(Ordering::Relaxed);
             if !account.queue.is_first(ticket) || pins != 0 && pins >= limit / 2 {
                 return Err(Miss::Queue(events));
             }
-            let over = (account.cached() + 1).saturating_sub(limit);
-            if over > 0 {
-                engine.evict(GroupId::ROOT, over);
-            }
-            if account.cached() < limit
-                && let Some(frame) = engine.allocate(GroupId::ROOT)
-            {
-                return Ok(frame);
+            is_delayed = self.make_room_in_cache(1);
+            if account.cached() < limit {
+                match engine.allocate(GroupId::ROOT) {
+                    Ok(frame) => return Ok(frame),
+                    // Other threads have taken these: memory is in use, not full.
+                    Err(reclaimed) if reclaimed.freed != 0 => look = 0,
+                    Err(reclaimed) => is_delayed |= reclaimed.is_delayed,
+                }
             }
             if pins != 0 || account.transfers.load(Ordering::Relaxed) != 0 {
                 return Err(Miss::Queue(events));
@@ -468,25 +484,6 @@ impl<H: Host> File<H> {
             look += 1;
         }
         Err(Miss::OutOfMemory)
-    }
-
-    /// Evicts the page in `frame`, which the caller has isolated, if it is not in use.
-    fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
-        let folio = self.engine.folio(frame);
-        let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
-        let guard = self.removal.lock();
-        if word.load(Ordering::Relaxed) != word_of(frame) {
-            // The thread that detaches the page has a reference to it.
-            return Eviction::InUse;
-        }
-        let eviction = folio.try_evict(second_chance);
-        if eviction == Eviction::Taken {
-            word.store(SEEN, Ordering::Release);
-            drop(guard);
-            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-            self.engine.frames().free(frame);
-        }
-        eviction
     }
 
     /// Returns the number of living spaces that have mapped the file.
@@ -524,6 +521,7 @@ impl<H: Host> File<H> {
     ) {
         self.spaces.each(&self.engine, &pages, wanted, |id, space| {
             f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
+            true
         });
     }
 

@@ -16,7 +16,7 @@
 use super::account::Miss;
 use super::index;
 use super::writers::Removing;
-use super::{File, FileError, FolioLock, Pin, frame_of};
+use super::{File, FileError, FolioLock, NEWCOMER, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::{Dying, Engine, RemovedBatch};
 use crate::frame::Reference;
@@ -289,27 +289,32 @@ impl<H: Host> File<H> {
         Ok(removing)
     }
 
-    /// Pins the pages that contain `head` and `tail`, up to date. While the thread waits for one of them, it does not
+    /// Pins the pages that contain `head` and `tail`, up to date. While the thread waits for memory for one of them, it does not
     /// pin the other. A thread that waits for memory must not keep a pin that it, or another such thread, waits for.
     fn pin_ends(&self, head: &Range<u64>, tail: &Range<u64>) -> Result<[Option<Pin<H>>; 2], FileError> {
-        if head.is_empty() || tail.is_empty() {
-            return Ok([self.pin_to_zero(head)?, self.pin_to_zero(tail)?]);
-        }
-        // It fails each time that another thread has evicted the first page meanwhile.
+        // It fails each time that other threads wait for memory too.
         for _ in 0..100 {
-            drop(self.pin_to_zero(head)?);
-            let last = self.pin_to_zero(tail)?;
-            let page = head.start / PAGE_SIZE;
-            if self.is_hole(page) {
-                return Ok([None, last]);
+            let first = self.pin_to_zero(head)?;
+            // The pin keeps room for the second page from being made at the cost of the first.
+            if let Some(last) = self.try_pin_to_zero(tail) {
+                return Ok([first, last]);
             }
-            // The page may have been evicted meanwhile.
-            let first = self.pin_attached(page);
-            if let Some(first) = first.filter(|pin| self.engine.folio(pin.frame()).is_uptodate()) {
-                return Ok([Some(first), last]);
-            }
+            drop(first);
+            drop(self.pin_to_zero(tail)?);
         }
         Err(FileError::OutOfMemory)
+    }
+
+    /// Pins the page that contains `part`, as [`File::pin_to_zero`] does, but does not wait for memory. Returns `None` if it would
+    /// have to, or if the page could not be read.
+    fn try_pin_to_zero(&self, part: &Range<u64>) -> Option<Option<Pin<H>>> {
+        let page = part.start / PAGE_SIZE;
+        if part.is_empty() || self.is_hole(page) {
+            return Some(None);
+        }
+        let (pin, _) = self.read(page, false, NEWCOMER).ok()?;
+        pin.wait_for_read(None);
+        self.engine.folio(pin.frame()).is_uptodate().then_some(Some(pin))
     }
 
     /// Pins the page that contains `part`, up to date. Returns `None` if there is nothing to zero.

@@ -7,6 +7,7 @@ mod change;
 pub mod fault;
 mod foreign;
 mod limits;
+mod reclaim;
 mod truncate;
 
 #[cfg(any(test, feature = "audit"))]
@@ -34,8 +35,10 @@ pub use limits::{LimitError, SpaceLimits, SpaceUsage};
 use crate::address::PageRange;
 use crate::design::{Faultless, LockingDesign};
 use crate::engine::{Dying, Engine};
-use crate::host::{Host, OutOfMemory, PageTable, Table};
+use crate::host::{GroupId, Host, OutOfMemory, PageTable, Table};
+use crate::limit::{MemoryLimit, MemoryLimitError};
 use crate::page_cache::MappedBy;
+use crate::reclaim::SpaceHead;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak};
 use crate::tables::SpaceMark;
@@ -74,9 +77,17 @@ pub(crate) struct TreeState {
     moves: u64,
 }
 
+/// The state of a space. Its first field is the head by which reclaim reaches it, so the order of the fields is fixed.
+#[repr(C)]
 pub(crate) struct Space<H: Host, D: LockingDesign> {
     /// Immutable.
+    head: SpaceHead<H>,
+    /// Immutable.
     id: u64,
+    /// The number of the group that pays for the space's pages. Immutable.
+    group: GroupId,
+    /// Keeps the group. Immutable.
+    limit: Option<MemoryLimit<H>>,
     /// Immutable.
     engine: Arc<Engine<H>>,
     /// Immutable; entries are atomic.
@@ -101,7 +112,11 @@ pub(crate) struct SpaceFlags {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn try_new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Shared<Self>, OutOfMemory> {
+    fn try_new(
+        engine: &Arc<Engine<H>>,
+        table: H::Table,
+        limit: Option<MemoryLimit<H>>,
+    ) -> Result<Shared<Self>, OutOfMemory> {
         let sections = engine.sections();
         let lock = Shared::try_new_charged(sections, D::Space::default())?;
         let space_flags = SpaceFlags { dying: Dying::default(), pins: AtomicU64::new(0) };
@@ -120,9 +135,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 moves: 0,
             };
             Self {
+                head: Self::new_head(),
                 id: engine.next_serial(),
+                group: limit.as_ref().map_or(GroupId::ROOT, MemoryLimit::group),
+                limit,
                 engine: engine.clone(),
-                table: Table::new(table, SpaceMark::new(weak.as_raw())),
+                table: Table::new(table, SpaceMark::new(weak.place().cast())),
                 tree,
                 map: CachePadded::new(Ranges::with_room(map, room)),
                 lock,
@@ -131,6 +149,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         })?;
         engine.charge(ROOM_OF_RANGES);
         Ok(space)
+    }
+
+    /// Returns the group that pays for the space's pages.
+    #[inline]
+    fn group(&self) -> GroupId {
+        self.group
     }
 
     /// Returns the range of all pages that the table can address.
@@ -148,6 +172,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let table = engine.host().new_table(engine.sections())?;
         // SAFETY: new, and of this engine's host.
         unsafe { Self::with_table(engine, table) }
+    }
+
+    /// Creates an empty space whose pages the group of `limit` pays for. Children that fork makes are in the same group.
+    ///
+    /// # Errors
+    /// [`MemoryLimitError::OtherEngine`] if the limit is not of `engine`; [`MemoryLimitError::OutOfMemory`].
+    pub fn new_in(engine: &Arc<Engine<H>>, limit: &MemoryLimit<H>) -> Result<Self, MemoryLimitError> {
+        if !limit.is_of(engine) {
+            return Err(MemoryLimitError::OtherEngine);
+        }
+        let table = engine.host().new_table(engine.sections())?;
+        // SAFETY: new, and of this engine's host.
+        Ok(unsafe { Self::with_table_in(engine, table, Some(limit.clone())) }?)
     }
 
     /// Creates an empty space with a table that the embedder has made for it.
@@ -168,8 +205,24 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// }
     /// ```
     pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+        // SAFETY: by the contract above.
+        unsafe { Self::with_table_in(engine, table, None) }
+    }
+
+    /// Creates an empty space as [`AddressSpace::with_table`] does, in the group of `limit`, which is of this engine.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; the table is dropped.
+    ///
+    /// # Safety
+    /// The contract is that of [`AddressSpace::with_table`].
+    unsafe fn with_table_in(
+        engine: &Arc<Engine<H>>,
+        table: H::Table,
+        limit: Option<MemoryLimit<H>>,
+    ) -> Result<Self, OutOfMemory> {
         engine.prepare()?;
-        Ok(Self(Space::try_new(engine, table)?))
+        Ok(Self(Space::try_new(engine, table, limit)?))
     }
 
     /// Returns the engine that the space belongs to.

@@ -1,4 +1,4 @@
-//! The work that truncation and writeback ask of a space that maps the file.
+//! The work that truncation, writeback and reclaim ask of a space that maps the file.
 
 use super::Space;
 use super::fault::page_work::{Announced, Leaves, Refused};
@@ -7,6 +7,7 @@ use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::{RemovedBatch, StaleBatch};
 use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::page_cache::MappedBy;
+use crate::reclaim::Taking;
 use crate::stats::Counter;
 use crate::vma::Vma;
 use crate::vma::tree::Ranged;
@@ -71,6 +72,29 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
         if !mutant!("writeback_ignores_claims") {
             self.protect_claimed(file, shown, stale);
         }
+    }
+
+    fn give_up_page_of(
+        &self,
+        file: u64,
+        page: u64,
+        shown: &dyn Fn() -> Option<PageRange>,
+        taking: &mut Taking<'_, '_, H>,
+    ) {
+        let Some(shown) = shown() else { return };
+        self.each_showing(
+            file,
+            (&(page..page + 1), shown),
+            |_| true,
+            |range| {
+                if taking.goes_on() {
+                    taking.take(|victim, stale| {
+                        let section = self.engine.enter();
+                        self.give_up(&section, range.start(), victim, stale)
+                    });
+                }
+            },
+        );
     }
 }
 
@@ -269,7 +293,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     }
                     EntryKind::Swapped(..) => copies.contains(&shown),
                     // The frame may belong to another page by now. Nothing is lost: the file is asked again.
-                    EntryKind::Gone(_) => pages.contains(&shown) || copies.contains(&shown),
+                    EntryKind::Gone(_) => {
+                        (pages.contains(&shown) || copies.contains(&shown))
+                            && !mutant!("truncation_passes_gone")
+                    }
                     EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
                 };
                 if !goes {

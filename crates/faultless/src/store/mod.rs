@@ -55,6 +55,13 @@ pub enum StoreError {
         /// The requested offset, in bytes.
         offset: u64,
     },
+    /// A swap device returned other bytes than were written to it. The page is lost. A [`Store`] does not return this: the engine
+    /// finds it by a checksum.
+    #[error("other bytes than were written, in the page at byte {offset}")]
+    WrongBytes {
+        /// The offset of the page, in bytes.
+        offset: u64,
+    },
     /// The store was dropped before it completed the transfer.
     #[error("the store was closed before the page at byte {offset} was transferred")]
     Closed {
@@ -67,11 +74,12 @@ impl StoreError {
     /// Returns the error without its offset, as a folio keeps it.
     pub(crate) fn code(self) -> u32 {
         match self {
-            Self::Io { errno, .. } => 4 + (errno as u32 & 0xffff),
+            Self::Io { errno, .. } => 5 + (errno as u32 & 0xffff),
             Self::PastEnd { .. } => 0,
             Self::NoSpace { .. } => 1,
             Self::Closed { .. } => 2,
             Self::Unsupported { .. } => 3,
+            Self::WrongBytes { .. } => 4,
         }
     }
 
@@ -79,7 +87,7 @@ impl StoreError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Io { errno, .. } => *errno,
-            Self::PastEnd { .. } | Self::Closed { .. } => errno::EIO,
+            Self::PastEnd { .. } | Self::Closed { .. } | Self::WrongBytes { .. } => errno::EIO,
             Self::NoSpace { .. } => errno::ENOSPC,
             Self::Unsupported { .. } => errno::EOPNOTSUPP,
         }
@@ -92,6 +100,7 @@ impl StoreError {
             | Self::PastEnd { offset }
             | Self::NoSpace { offset }
             | Self::Unsupported { offset }
+            | Self::WrongBytes { offset }
             | Self::Closed { offset } => offset,
         }
     }
@@ -108,7 +117,8 @@ impl StoreError {
             1 => Self::NoSpace { offset },
             2 => Self::Closed { offset },
             3 => Self::Unsupported { offset },
-            errno => Self::Io { offset, errno: (errno - 4) as i32 },
+            4 => Self::WrongBytes { offset },
+            errno => Self::Io { offset, errno: (errno - 5) as i32 },
         }
     }
 }

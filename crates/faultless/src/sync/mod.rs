@@ -8,12 +8,14 @@ mod listed;
 mod meter;
 mod modelled;
 mod mutex;
+mod once_box;
 mod ranges;
 mod retired;
 mod section;
 mod shared;
 mod short_lock;
 mod slot;
+mod stocks;
 mod wait;
 
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
@@ -23,6 +25,7 @@ pub(crate) use life::{try_box_or_back, try_box_uninit, try_box_zeroed};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
+pub(crate) use once_box::OnceBox;
 pub(crate) use ranges::ROOM_OF_RANGES;
 pub use ranges::{
     BesideGuard, Choice, Claims, Edit, Edited, Ranges, RangesGuard, Reservation, Stable, TakenLocked,

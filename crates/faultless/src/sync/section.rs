@@ -15,14 +15,17 @@
 //! grace period. An access names its page; a shootdown of other pages need not wait for it.
 
 use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use super::barrier::{Barrier, mark_with_fence};
+use super::barrier::{Barrier, FenceBarrier, mark_with_fence};
 use super::life::try_box_uninit;
 use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
 use super::slot::{CHUNK_SLOTS, CHUNKS, Chunk, Slot, SlotIndex, State};
 use super::{OutOfMemory, full_fence, plain};
+use crate::limit::{Groups, Stock};
+use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
+use crate::swap::Window;
 use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -36,6 +39,8 @@ use crossbeam_utils::CachePadded;
 pub struct Sections {
     /// The chunks of slots. A chunk is made when a slot in it is first used, and freed with `self`.
     chunks: [AtomicPtr<Chunk>; CHUNKS],
+    /// The number of places of `chunks` up to the last chunk that was made. It keeps scans of all chunks short. Atomic.
+    places: plain::AtomicUsize,
     /// Null, or a chunk that has no number yet, for first uses of a slot when there is no memory. Like chunks of high numbers,
     /// it reports each byte that it keeps at once.
     spare: plain::AtomicPtr<Chunk>,
@@ -47,6 +52,8 @@ pub struct Sections {
     pub(super) periods: CachePadded<Periods>,
     /// The bytes that the engine and its host's tables have from the allocator, without the chunks and their contents.
     meter: Meter,
+    /// The groups of the engine's memory limits. They are here, since a slot's thread that ends gives its stock back.
+    pub(super) groups: Groups,
 }
 
 impl Default for Sections {
@@ -60,11 +67,13 @@ impl Sections {
     pub fn new() -> Self {
         Self {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            places: plain::AtomicUsize::new(0),
             spare: plain::AtomicPtr::new(ptr::null_mut()),
             listed: Listed::new(),
             left: List::of_all(),
             periods: CachePadded::default(),
             meter: Meter::default(),
+            groups: Groups::default(),
         }
     }
 
@@ -81,11 +90,13 @@ impl Sections {
             for i in 0..CHUNKS {
                 (&raw mut (*place).chunks[i]).write(AtomicPtr::new(ptr::null_mut()));
             }
+            (&raw mut (*place).places).write(plain::AtomicUsize::new(0));
             (&raw mut (*place).spare).write(plain::AtomicPtr::new(ptr::null_mut()));
             Listed::write_to(&raw mut (*place).listed);
             (&raw mut (*place).left).write(List::of_all());
             (&raw mut (*place).periods).write(CachePadded::default());
             (&raw mut (*place).meter).write(Meter::default());
+            (&raw mut (*place).groups).write(Groups::default());
             sections.assume_init()
         };
         Ok(Arc::from(sections))
@@ -185,7 +196,10 @@ impl Sections {
         if there.is_null() {
             let new = Box::into_raw(chunk(index - index % CHUNK_SLOTS)?);
             there = match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => new,
+                Ok(_) => {
+                    self.places.fetch_max(index / CHUNK_SLOTS + 1, Ordering::Release);
+                    new
+                }
                 Err(theirs) => {
                     // SAFETY: `new` has just come from a Box, and no other thread has seen it.
                     self.give_spare(unsafe { Box::from_raw(new) });
@@ -228,6 +242,7 @@ impl Sections {
         let index = index.get() as usize;
         let Some((slot, _)) = self.made(index).filter(|(slot, _)| !slot.is(State::Unused)) else { return };
         slot.go_offline();
+        slot.stock.give_back(&FenceBarrier, &self.groups);
         if self.leave_behind(&slot.retired).is_ok() {
             if !mutant!("unlisted_by_half") {
                 slot.set(State::Unused);
@@ -394,7 +409,12 @@ impl Sections {
             size_of::<Chunk>() + chunk.slots.iter().map(|slot| slot.retired.room()).sum::<usize>()
         };
         let chunks = self.made_chunks().map(in_chunk).sum::<usize>();
-        size_of::<Self>() + spare * size_of::<Chunk>() + chunks + self.left.room() + self.meter.sum()
+        size_of::<Self>()
+            + spare * size_of::<Chunk>()
+            + chunks
+            + self.left.room()
+            + self.meter.sum()
+            + self.groups.room()
     }
 
     /// Returns the counters of the thread of slot `index`.
@@ -408,10 +428,22 @@ impl Sections {
         self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
     }
 
-    /// Returns the chunks of which some slots have been used.
-    fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
+    /// Returns the arrivals of the thread of slot `index`.
+    #[inline]
+    pub(crate) fn arrivals(&self, index: SlotIndex) -> &Arrivals {
+        &self.slot(index).arrivals
+    }
+
+    /// Calls `f` with every slot's arrivals, including those of threads that have ended.
+    pub(crate) fn each_arrivals(&self, mut f: impl FnMut(&Arrivals)) {
+        self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.arrivals));
+    }
+
+    /// Returns the chunks of which some slots have been used. It may miss one that is being made.
+    pub(super) fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
+        let places = self.chunks.iter().take(self.places.load(Ordering::Acquire));
         // SAFETY: null, or a chunk, and those are freed only in Drop.
-        self.chunks.iter().filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
+        places.filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
     }
 
     /// Returns every slot that is in use.
@@ -453,7 +485,7 @@ impl Drop for Sections {
 }
 
 /// Waits until `word` has changed, if its number is odd and `concerns` returns true.
-fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
+pub(super) fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
     // Acquire, partner: the Release of the thread that left. The effects of its section are seen.
     let seen = word.load(Ordering::Acquire);
     if seen & 1 == 0 || !concerns() {
@@ -478,6 +510,23 @@ impl Section<'_> {
     #[inline]
     pub fn counters(&self) -> &Counters {
         &self.slot.counters
+    }
+
+    /// Returns this thread's arrivals.
+    #[inline]
+    pub(crate) fn arrivals(&self) -> &Arrivals {
+        &self.slot.arrivals
+    }
+
+    /// Returns this thread's stock of charged pages.
+    #[inline]
+    pub(crate) fn stock(&self) -> &Stock {
+        &self.slot.stock
+    }
+
+    /// Returns this thread's window of read-ahead in swap space.
+    pub(crate) fn window(&self) -> &Window {
+        &self.slot.window
     }
 }
 

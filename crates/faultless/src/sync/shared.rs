@@ -324,6 +324,13 @@ impl<T: ?Sized> Weak<T> {
 }
 
 impl<T> Weak<T> {
+    /// Returns the address of the value, which may not be there yet, or no longer. It has the provenance of the whole memory.
+    pub(crate) fn place(&self) -> NonNull<T> {
+        // SAFETY: the memory lives as long as a weak handle does; nothing is read. A value of this type lies in its `ManuallyDrop`
+        // as it would alone.
+        unsafe { NonNull::new_unchecked((&raw mut (*self.counted.as_ptr()).value).cast()) }
+    }
+
     /// Upgrades a handle as [`Weak::upgrade`] does, by the address that [`Weak::as_raw`] returned. The value is not borrowed:
     /// it may be being dropped.
     ///

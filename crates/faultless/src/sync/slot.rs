@@ -6,7 +6,10 @@ use super::barrier::Barrier;
 use super::life::try_box_uninit;
 use super::retired::{Awaited, List};
 use super::{OutOfMemory, plain};
+use crate::limit::Stock;
+use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
+use crate::swap::Window;
 use alloc::boxed::Box;
 use core::ops::Deref;
 use crossbeam_utils::CachePadded;
@@ -87,6 +90,11 @@ pub(super) struct Slot {
     pub access: AtomicUsize,
     /// The subject of the access. Written by the slot's thread before it makes `access` odd.
     pub subject: AtomicU64,
+    /// The frames in which this thread has installed anonymous pages. The slot's thread pushes; reclaim takes all. They stay
+    /// when the thread ends.
+    pub arrivals: Arrivals,
+    /// The pages that a memory limit has charged already. `limit/stock.rs` states who may write.
+    pub stock: Stock,
     /// A [`State`]. Written by the slot's thread; [`Sections::unlist`](super::Sections::unlist) hands it on.
     state: plain::AtomicU8,
     /// The counters of the slot's thread. Written by that thread, read by
@@ -94,6 +102,8 @@ pub(super) struct Slot {
     pub counters: Counters,
     /// The numbers in stock: the next one, and the end. Used by the slot's thread alone.
     pub numbers: [plain::AtomicU64; 2],
+    /// The window of read-ahead in swap space. Used by the slot's thread alone.
+    pub window: Window,
     /// Tells whether the thread is in a section that is not marked, for checks. Used by the slot's thread alone.
     #[cfg(debug_assertions)]
     in_unmarked: plain::AtomicUsize,
@@ -107,9 +117,12 @@ impl Slot {
             sequence: AtomicUsize::new(0),
             access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
+            arrivals: Arrivals::new(),
+            stock: Stock::new(),
             state: plain::AtomicU8::new(State::Unused as u8),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],
+            window: Window::default(),
             #[cfg(debug_assertions)]
             in_unmarked: plain::AtomicUsize::new(0),
             retired: List::new(index),

@@ -90,7 +90,6 @@ impl Family {
 
     /// Returns the records in the list, the youngest first. The caller is in a section that began before the family ended, and
     /// ends the iteration in it.
-    #[cfg(any(test, feature = "audit"))]
     pub fn records<'s>(
         &'s self,
         _section: &'s crate::sync::Section<'_>,

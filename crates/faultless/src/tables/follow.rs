@@ -1,5 +1,4 @@
-//! The way from an anonymous folio back to the entries that may map it, as reclaim will go it (docs/home.md). Only `audit` and
-//! tests go it today.
+//! The way from an anonymous folio back to the entries that may map it, as reclaim goes it (docs/home.md).
 
 use super::LeafRecord;
 use super::family::Family;
@@ -50,6 +49,7 @@ impl<'s> Places<'s> {
     }
 
     /// Returns whether a search from here asks the entry at `index` of the table with `record`.
+    #[cfg(any(test, feature = "audit"))]
     pub fn lead_to(&self, record: &LeafRecord, index: u64) -> bool {
         let is_relative = || match (self.family, record.family()) {
             (Some(family), Some(of_record)) => ptr::eq(family, of_record),
@@ -82,6 +82,33 @@ mod models {
         let record: &LeafRecord = Box::leak(Box::new(LeafRecord::new()));
         record.begin(SpaceMark::new(NonNull::dangling()), first);
         record
+    }
+
+    /// A space lets a page go while another space, whose entry names the page's slot, brings it back. The home must not name the
+    /// entry that is gone: its table is freed, and the other space's mapping leads a thread there.
+    #[test]
+    fn a_home_is_left_beside_a_swap_in() {
+        loom::model(|| {
+            let (folio, [one, other]) = (Arc::new(Folio::new()), [2, 4].map(record));
+            let [left, theirs] = [one, other].map(|record| Home::of_entry(record, 0));
+            folio.begin_anonymous(left);
+            assert!(folio.attach(0));
+            let leaver = {
+                let folio = folio.clone();
+                loom::thread::spawn(move || {
+                    folio.leave_home(|| (left, Home::of_relatives(one, 0)));
+                    let _ = folio.release(Reference::Mapping);
+                })
+            };
+            // As `space/fault/swapped.rs`, with the folio's lock.
+            folio.try_get(Reference::Pin).unwrap();
+            if folio.mappings_before_slot() == 0 {
+                folio.set_home(theirs);
+            }
+            assert!(folio.begin_mapping(false));
+            leaver.join().unwrap();
+            assert_ne!(folio.mapped_home(), Some(left), "rule H1");
+        });
     }
 
     /// A frame has its next life, in a table that is new. A thread that has seen the mapping of the life before may read the next

@@ -70,7 +70,6 @@ impl Home {
 }
 
 /// Functions for a thread that follows a home.
-#[cfg(any(test, feature = "audit"))]
 impl Home {
     /// Makes the home that [`Home::bits`] returned as `bits`.
     pub const fn from_bits(bits: u64) -> Self {

@@ -23,15 +23,15 @@
 //! | `follow.rs` | the way from a folio to the entries that may map it |
 
 mod family;
-#[cfg(any(test, feature = "audit"))]
 mod follow;
 mod home;
 mod record;
 mod share;
 
+#[cfg(any(test, feature = "audit"))]
+pub(crate) use family::Family;
+pub(crate) use follow::places;
 pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
 pub(crate) use record::{PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;
-#[cfg(any(test, feature = "audit"))]
-pub(crate) use {family::Family, follow::places};

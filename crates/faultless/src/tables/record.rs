@@ -55,9 +55,9 @@ pub struct LeafRecord {
 /// The mark of a leaf that several spaces have, and in which no thread announces. It is no address.
 const SHARED: usize = 1;
 
-/// The name of a space in a record: the address of the counts of the space's handles ([`Weak::as_raw`](crate::sync::Weak)),
-/// as a number. A thread that follows it has found the record in the same section: the space is freed a grace period after
-/// its last table (rule H5).
+/// The name of a space in a record: the address of the space, whose first field is a
+/// [`SpaceHead`](crate::reclaim::SpaceHead), as a number. A thread that follows it has found the record in the same section:
+/// the space is freed a grace period after its last table (rule H5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SpaceMark(usize);
 
@@ -66,9 +66,14 @@ impl SpaceMark {
     #[cfg(all(feature = "conformance", not(loom)))]
     pub const NOBODY: Self = Self(64);
 
-    /// Makes the mark of the space whose handles are counted at `counts`.
-    pub fn new(counts: NonNull<()>) -> Self {
-        Self(counts.as_ptr().expose_provenance())
+    /// Makes the mark of the space at `place`.
+    pub fn new(place: NonNull<()>) -> Self {
+        Self(place.as_ptr().expose_provenance())
+    }
+
+    /// Returns the address of the space.
+    pub fn address(self) -> usize {
+        self.0
     }
 }
 
@@ -154,7 +159,6 @@ impl LeafRecord {
 
     /// Returns the space that announces in the leaf; `None` if the leaf is shared. A hint, unless both the space and the leaf
     /// are the caller's own.
-    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn space(&self) -> Option<SpaceMark> {
         match self.space.load(Ordering::Acquire) {
             0 | SHARED => None,
@@ -170,7 +174,6 @@ impl LeafRecord {
     }
 
     /// Returns the first page that the leaf covers.
-    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn first(&self) -> u64 {
         self.life.touch();
         self.first.load(Ordering::Relaxed)
@@ -181,6 +184,14 @@ impl LeafRecord {
     pub(crate) fn others(&self) -> u64 {
         self.life.touch();
         self.others.load(Ordering::Acquire)
+    }
+
+    /// Tries to lock the record of a leaf that several spaces have. `None` if one space has it, or another thread has the lock.
+    /// While the value lives, no space shares, leaves or takes over the leaf, and only processors write its entries.
+    pub(crate) fn try_lock_shared(&self) -> Option<Locked<'_>> {
+        let locked = self.try_lock()?;
+        // Under the lock this is certain.
+        (self.space.load(Ordering::Relaxed) == SHARED).then_some(locked)
     }
 
     /// Tries to take the record's lock. Acquire, partner: [`Locked`]'s Release.
@@ -199,7 +210,7 @@ impl Default for LeafRecord {
 }
 
 /// A locked record: no other thread shares, leaves or takes over the leaf table now. Dropping it unlocks.
-pub(super) struct Locked<'a>(&'a LeafRecord);
+pub(crate) struct Locked<'a>(&'a LeafRecord);
 
 impl<'a> Locked<'a> {
     /// Returns the number of other tables that have the leaf, as [`LeafRecord::others`] does.

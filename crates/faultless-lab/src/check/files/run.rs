@@ -61,8 +61,10 @@ impl Files {
             ..Summary::default()
         };
         let episodes = self.operations.div_ceil(self.episode);
-        let progress = Progress::new(usize::try_from(episodes).unwrap_or(usize::MAX));
-        progress.say("checking files against their model");
+        let progress = Progress::new(
+            usize::try_from(episodes).unwrap_or(usize::MAX),
+            "checking files against their model",
+        );
         let start = Instant::now();
         for number in 0..episodes {
             let length = (self.operations - number * self.episode).min(self.episode);

@@ -14,6 +14,8 @@ pub(super) struct Drawn {
     pub dropped: Vec<String>,
     pub has_spreads: bool,
     pub has_ratios: bool,
+    pub has_level: bool,
+    pub has_unknown: bool,
     pub has_few: bool,
     pub has_elsewhere: bool,
 }
@@ -76,7 +78,9 @@ fn drawn(text: String, figures: &Figures, dropped: Vec<String>) -> Drawn {
         text,
         dropped,
         has_spreads: has(|cell| cell.spread.is_some_and(|spread| spread.min != spread.max)),
-        has_ratios: has(|cell| matches!(cell.class, Class::Level | Class::Between | Class::Worse)),
+        has_ratios: has(|cell| matches!(cell.class, Class::Between | Class::Worse)),
+        has_level: has(|cell| cell.class == Class::Level),
+        has_unknown: has(|cell| cell.class == Class::Unknown),
         has_few: has(|cell| cell.class == Class::TooFew && cell.times_worse.is_some()),
         has_elsewhere: has(|cell| cell.class == Class::Elsewhere),
     }
@@ -153,8 +157,8 @@ fn mark(cell: &Cell) -> String {
     match cell.class {
         Class::Best => "best".into(),
         Class::Level => times(|times| format!("≈{times}")),
+        Class::Unknown | Class::TooFew => times(|times| format!("?{times}")),
         Class::Between | Class::Worse => times(|times| times),
-        Class::TooFew => times(|times| format!("{times}?")),
         Class::Elsewhere => times(|times| format!("({times})")),
         Class::NotCompared | Class::NotMeasured | Class::NotRun(_) => String::new(),
     }
@@ -166,6 +170,6 @@ fn style(class: &Class) -> Style {
         Class::Level => Style::Good,
         Class::Worse => Style::Bad,
         Class::Elsewhere | Class::NotRun(_) | Class::NotMeasured => Style::Dim,
-        Class::Between | Class::TooFew | Class::NotCompared => Style::Plain,
+        Class::Between | Class::Unknown | Class::TooFew | Class::NotCompared => Style::Plain,
     }
 }

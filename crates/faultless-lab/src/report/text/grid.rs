@@ -193,7 +193,7 @@ fn new_table(width: usize, has_colour: bool) -> Table {
 }
 
 /// Returns a text that is wrapped at words.
-pub(super) fn paragraph(text: &str, width: usize) -> String {
+pub(crate) fn paragraph(text: &str, width: usize) -> String {
     let mut table = new_table(width, false);
     table.add_row([text]);
     table.column_iter_mut().for_each(|column| {

@@ -194,7 +194,7 @@ fn a_run_of_one_design_and_one_round_has_singular_forms_and_no_empty_parts() {
     outcome.runs.retain(|run| run.contender.name() == "native");
     outcome.runs.iter_mut().for_each(|run| run.rounds.truncate(1));
     let text = report(&View::new(&outcome, &plan), &options(), plain(100));
-    let title = "1 design, 4 scenarios, medians of 1 round.";
+    let title = "Four scenarios under one locking design. Each column has its own unit. Medians of 1 round.";
     assert!(text.replace('\n', " ").contains(title), "{text}");
     let blank = |text: &str| text.contains("\n\n\n");
     assert!(!blank(&text), "{text}");

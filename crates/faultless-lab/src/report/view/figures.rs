@@ -2,7 +2,7 @@
 
 use crate::compare::Run;
 use crate::contender::Contender;
-use crate::measure::{LEAST_ROUNDS, Spread};
+use crate::measure::{Difference, LEAST_ROUNDS, Spread};
 use crate::scenarios::{Better, Figure, Scenario, Unit};
 
 /// The ratio from which a figure counts as much worse.
@@ -66,9 +66,10 @@ pub struct Cell {
 pub enum Class {
     /// It is the best.
     Best,
-    /// No difference beyond noise: less than [`NOISE`](crate::measure::NOISE) times, or the rounds of the two
-    /// overlap.
+    /// Less than [`NOISE`](crate::measure::NOISE) times worse.
     Level,
+    /// Worse by more, but its rounds overlap with those of the best. The difference may be chance.
+    Unknown,
     /// Worse beyond noise, but less than twice as bad.
     Between,
     /// Twice as bad, or worse.
@@ -167,9 +168,12 @@ fn cells(runs: &[Option<&Run>], figure: &Figure) -> Vec<Cell> {
             (_, _, None) => Class::NotCompared,
             (Some(run), ..) if rounds(run, figure).min(best_rounds) < LEAST_ROUNDS => Class::TooFew,
             (Some(run), _, Some((name, _))) if run.contender.name() == name => Class::Best,
-            (_, Some(mine), Some((_, best))) if !mine.differs(best) => Class::Level,
-            _ if times_worse.is_some_and(|times| times < MUCH) => Class::Between,
-            _ => Class::Worse,
+            (_, Some(mine), Some((_, best))) => match mine.compared(best) {
+                Difference::Level => Class::Level,
+                Difference::Unknown => Class::Unknown,
+                Difference::Beyond if times_worse.is_some_and(|times| times < MUCH) => Class::Between,
+                Difference::Beyond => Class::Worse,
+            },
         };
         Cell { spread, total, times_worse, class }
     };

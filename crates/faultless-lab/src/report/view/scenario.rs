@@ -5,6 +5,7 @@ use super::verdict::{self, Verdict};
 use super::waits::Waits;
 use crate::compare::{Plan, Run};
 use crate::report::number;
+use std::collections::BTreeSet;
 
 /// The contents of a report about one scenario.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ impl ScenarioView {
             name: scenario.name,
             about: scenario.about,
             setup: setup(runs, plan),
-            checked: counts(runs, scenario.checked).into_iter().chain(frames(runs.iter().copied())).collect(),
+            checked: counts(runs, scenario.checked).into_iter().chain(frames(runs)).collect(),
             figures: Figures::of_scenario(runs),
             waits: Waits::of(runs),
             verdicts: verdict::of_scenario(runs),
@@ -60,10 +61,22 @@ fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
     setup
 }
 
-/// Describes the check at the end of each round on the software machine; `None` if there was no such round.
-pub(super) fn frames<'a>(runs: impl Iterator<Item = &'a Run>) -> Option<String> {
-    let rounds: usize = runs.filter(|run| !run.contender.is_native()).map(|run| run.rounds.len()).sum();
-    (rounds != 0).then(|| format!("all frames returned, in {}", number::plural(rounds, "round")))
+/// Describes the check at the end of each round on the software machine; `None` if there was no such round. If each
+/// design has the same number of rounds in each scenario, the product is shown.
+pub(super) fn frames(runs: &[&Run]) -> Option<String> {
+    let here: Vec<_> =
+        runs.iter().filter(|run| !run.contender.is_native() && !run.rounds.is_empty()).collect();
+    let rounds: usize = here.iter().map(|run| run.rounds.len()).sum();
+    let each = here.first()?.rounds.len();
+    let designs: BTreeSet<_> = here.iter().map(|run| run.contender.name()).collect();
+    let scenarios: BTreeSet<_> = here.iter().map(|run| run.scenario.name).collect();
+    let factors = [(designs.len(), "design"), (scenarios.len(), "scenario"), (each, "round")];
+    let shown = factors.iter().filter(|(n, noun)| *n != 1 || *noun == "round");
+    let product = shown.map(|(n, noun)| number::plural(*n, noun)).collect::<Vec<_>>().join(" × ");
+    let is_product = rounds != each && rounds == factors.iter().map(|(n, _)| n).product::<usize>();
+    let how = if is_product { format!(" ({product})") } else { String::new() };
+    let rounds = number::plural(rounds, "round");
+    Some(format!("all frames returned, in {rounds} on the software machine{how}"))
 }
 
 /// Describes the rounds, such as "3 rounds of 0.4 s for each design".

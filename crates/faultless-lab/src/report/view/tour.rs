@@ -17,13 +17,32 @@ pub struct TourView {
     /// The results of Faultless's own design: a sentence for each scenario, one for losses in other figures, and one
     /// for the rival that is furthest behind.
     pub verdicts: Vec<Verdict>,
-    /// The scenario to look at first. It has the worst loss, in a headline if possible. Without a loss it is the
-    /// first scenario.
-    pub closer: &'static str,
+    /// The scenario to look at first.
+    pub closer: Closer,
     /// The checks of all scenarios, with counts. All of them passed.
     pub checked: Vec<String>,
     /// The reasons why designs did not run, and facts about machines that affect the figures.
     pub notes: Vec<String>,
+}
+
+/// The scenario to look at first, and the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closer {
+    /// The name of the scenario.
+    pub scenario: &'static str,
+    /// The reason, as a sentence.
+    pub why: &'static str,
+}
+
+impl Closer {
+    /// Chooses the largest loss, in a headline if possible. Without a loss, chooses the rival that is furthest behind.
+    fn new(headlines: &[Duel], others: &[Duel], behind: Option<&Behind>, first: &'static str) -> Self {
+        let loss = |duels, why| Some(Self { scenario: worst(duels)?.scenario, why });
+        loss(headlines, "It has the largest loss of faultless.")
+            .or_else(|| loss(others, "It has the largest loss of faultless in a figure of --details."))
+            .or_else(|| Some(Self { scenario: behind?.scenario, why: "It has the largest difference." }))
+            .unwrap_or(Self { scenario: first, why: "It is the first one. No difference is beyond noise." })
+    }
 }
 
 impl TourView {
@@ -38,13 +57,12 @@ impl TourView {
         let all = || scenarios.iter().flatten();
         let rounds = all().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0).min().unwrap_or(0);
         let (headlines, others) = duels(scenarios);
+        let behind = furthest_behind(scenarios);
         Self {
             matrix: Figures::of_headlines(scenarios),
             rounds,
-            verdicts: verdicts(&headlines, &others, furthest_behind(scenarios)),
-            closer: worst(&headlines)
-                .or(worst(&others))
-                .map_or(scenarios[0][0].scenario.name, |loss| loss.scenario),
+            closer: Closer::new(&headlines, &others, behind.as_ref(), scenarios[0][0].scenario.name),
+            verdicts: verdicts(&headlines, &others, behind),
             checked: checked_together(scenarios),
             notes: notes_together(scenarios),
         }
@@ -123,7 +141,7 @@ fn checked_together(scenarios: &[Vec<&Run>]) -> Vec<String> {
         }
     }
     let counts = together.iter().map(|(what, n)| format!("{} {what}", number::count(*n)));
-    counts.chain(frames(scenarios.iter().flatten().copied())).collect()
+    counts.chain(frames(&scenarios.concat())).collect()
 }
 
 /// Returns each note once, with its scenarios unless it concerns all of them.

@@ -3,7 +3,7 @@
 use super::figures::{best_of, rounds, times_worse};
 use crate::compare::Run;
 use crate::designs;
-use crate::measure::{LEAST_ROUNDS, Measured, NOISE, Spread};
+use crate::measure::{Difference, LEAST_ROUNDS, Measured, Spread};
 use crate::report::number;
 use crate::scenarios::{Better, Figure, Unit};
 use faultless::stats::Counter;
@@ -22,7 +22,9 @@ pub struct Verdict {
 pub enum Kind {
     /// Faultless's own design is worse than a rival.
     Loss,
-    /// No difference beyond noise.
+    /// Faultless's own design is worse or better, but the rounds overlap. The difference may be chance.
+    Unknown,
+    /// No difference, or a small one.
     Level,
     /// Faultless's own design is better than every rival.
     Win,
@@ -55,12 +57,14 @@ impl Duel {
         let (rival, theirs) = best_of(theirs, figure.better)?;
         let kind = if rounds(ours, figure).min(rounds(rival, figure)) < LEAST_ROUNDS {
             Kind::TooFew
-        } else if !mine.differs(theirs) {
-            Kind::Level
-        } else if (mine.median > theirs.median) == (figure.better == Better::Lower) {
-            Kind::Loss
         } else {
-            Kind::Win
+            let is_higher = mine.median > theirs.median;
+            match mine.compared(theirs) {
+                Difference::Level => Kind::Level,
+                Difference::Unknown => Kind::Unknown,
+                Difference::Beyond if is_higher == (figure.better == Better::Lower) => Kind::Loss,
+                Difference::Beyond => Kind::Win,
+            }
         };
         let (figure, scenario) = (*figure, ours.scenario.name);
         Some(Self { kind, figure, scenario, rival: rival.contender.name(), mine, theirs })
@@ -72,9 +76,13 @@ impl Duel {
         times_worse(self.mine.median, self.theirs.median, self.figure.better).unwrap_or(f64::INFINITY)
     }
 
-    /// Returns the figures, such as "1.20 ms against 1.10 ms under vma-lock (1.09 times worse)".
+    /// Returns the figures, such as "1.20 ms against 1.10 ms under vma-lock (1.09 times worse)". If the rounds overlap,
+    /// the smallest and the largest one stand with each figure.
     pub(super) fn figures(&self) -> String {
-        let value = |spread: Spread| number::value(spread.median, self.figure.unit);
+        let value = |spread: Spread| match self.kind {
+            Kind::Unknown => number::spread(spread, self.figure.unit),
+            _ => number::value(spread.median, self.figure.unit),
+        };
         let times = self.times_worse();
         let ratio = |times, word| format!("{} times {word}", number::value(times, Unit::Ratio));
         let compared = match times {
@@ -83,19 +91,19 @@ impl Duel {
             worse if worse > 1.0 => ratio(worse, "worse"),
             better => ratio(1.0 / better, "better"),
         };
-        let is_far = times.max(1.0 / times) >= NOISE;
-        let why = if self.kind == Kind::Level && is_far { ", within the spread of the rounds" } else { "" };
+        let why = if self.kind == Kind::Unknown { ", but the rounds overlap" } else { "" };
         format!("{} against {} under {} ({compared}{why})", value(self.mine), value(self.theirs), self.rival)
     }
 
     /// Returns a sentence about `subject`: the figure, or the scenario whose headline it is.
     pub(super) fn verdict(&self, subject: &str) -> Verdict {
-        let verb = match self.kind {
-            Kind::Loss => "loses in",
-            Kind::Win => "wins in",
-            _ => "is level in",
+        let start = match self.kind {
+            Kind::Loss => format!("{} loses in", designs::OURS),
+            Kind::Win => format!("{} wins in", designs::OURS),
+            Kind::Unknown => format!("Unknown whether {} wins in", designs::OURS),
+            _ => format!("{} is level in", designs::OURS),
         };
-        Verdict { kind: self.kind, text: format!("{} {verb} {subject}: {}.", designs::OURS, self.figures()) }
+        Verdict { kind: self.kind, text: format!("{start} {subject}: {}.", self.figures()) }
     }
 }
 
@@ -119,7 +127,11 @@ impl Behind {
         let (mine, theirs) = (ours.headline()?, rival.headline()?);
         let is_worse = (theirs.median > mine.median) == (figure.better == Better::Lower);
         let has_rounds = rounds(ours, figure).min(rounds(rival, figure)) >= LEAST_ROUNDS;
-        if figure.better == Better::Neither || !is_worse || !has_rounds || !mine.differs(theirs) {
+        if figure.better == Better::Neither
+            || !is_worse
+            || !has_rounds
+            || mine.compared(theirs) != Difference::Beyond
+        {
             return None;
         }
         let times = times_worse(theirs.median, mine.median, figure.better)?;
@@ -292,12 +304,12 @@ mod tests {
     }
 
     #[test]
-    fn a_large_ratio_within_the_spread_says_why_it_is_level() {
+    fn a_large_ratio_within_the_spread_is_unknown_and_not_level() {
         let (ours, theirs) = (run("faultless", &[90, 400, 500], 0), run("mmap-lock", &[100, 105, 110], 0));
-        let text = &texts(&[&theirs, &ours])[0];
-        let end =
-            "400 µs against 105 µs under mmap-lock (3.81 times worse, within the spread of the rounds).";
-        assert!(text.ends_with(end), "{text}");
+        let verdict = &of_scenario(&[&theirs, &ours])[0];
+        assert_eq!(verdict.kind, Kind::Unknown);
+        let text = "Unknown whether faultless wins in “bystander p99”: 400 µs (90.0–500) against 105 µs (100–110) under mmap-lock (3.81 times worse, but the rounds overlap).";
+        assert_eq!(verdict.text, text);
     }
 
     #[test]

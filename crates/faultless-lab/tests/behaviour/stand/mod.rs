@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 mod linux;
+pub(crate) mod pressure;
 mod soft;
 
 #[cfg(target_os = "linux")]
@@ -11,9 +12,9 @@ use faultless::address::VirtAddr;
 use faultless::design::LockingDesign;
 use faultless::host::{Host, OutOfMemory};
 use faultless::{AddressSpace, AuditError, Engine, FaultError, ForkError, Limits};
+use faultless_lab::skipped::skipped;
 use faultless_soft::{AccessError, Cpu, PageFault};
 use std::fmt::Display;
-use std::io::Write;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,11 +59,10 @@ pub(crate) trait Stand: Host {
 /// Result of a test that did not fail: done, or refused a machine.
 pub(crate) type Ran<S> = Result<(), <S as Stand>::Refused>;
 
-/// Prints the reason if a test was skipped. Uses the real stderr, because the harness hides the output of a test that
-/// passes.
+/// Prints the reason if a test was skipped.
 pub(crate) fn report<S: Stand>(ran: Ran<S>) {
     if let Err(reason) = ran {
-        let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+        skipped(reason);
     }
 }
 

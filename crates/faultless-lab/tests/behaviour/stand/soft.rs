@@ -1,13 +1,17 @@
 //! The software machine. Every test runs on it.
 
-use super::Stand;
-use faultless::address::VirtAddr;
+use super::{Stand, pressure};
+use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::host::Host;
+use faultless::swap::CompressedMemory;
 use faultless::{AddressSpace, Engine, Limits};
 use faultless_soft::Soft;
 use std::convert::Infallible;
 use std::sync::Arc;
+
+/// The number of pages that fit into swap space.
+const SLOTS: u64 = 4096;
 
 impl Stand for Soft {
     type Refused = Infallible;
@@ -25,7 +29,13 @@ impl Stand for Soft {
         let soft = Soft::with_caches(frames).expect("frames");
         // With this limit, tests with few pages also use shared tables.
         let limits = Limits { shared_entries: limits.shared_entries.min(2), ..limits };
-        Ok(Engine::new(soft, limits).expect("an engine"))
+        let engine = Engine::new(soft, limits).expect("an engine");
+        if pressure::is_on() {
+            let device = CompressedMemory::new(SLOTS, SLOTS as usize * PAGE_SIZE as usize).expect("a device");
+            engine.add_swap(Arc::new(device)).expect("swap");
+            engine.host().frames().make_scarce(Self::IDLE_FRAMES + pressure::FRAMES, pressure::GRANTED);
+        }
+        Ok(engine)
     }
 
     fn attach<D: LockingDesign>(space: &AddressSpace<Soft, D>) -> AddressSpace<Soft, D> {

@@ -25,7 +25,8 @@ pub enum Advice {
     WillNeed,
     /// Drops the pages; see [`AddressSpace::discard`].
     DontNeed,
-    /// Allows to drop the pages of private anonymous memory when memory is short. This version drops none.
+    /// Allows to drop pages of private anonymous memory when memory is short, until the next store into each. A page that was
+    /// dropped reads as zeros. Pages that another space has too stay; pages in swap space are dropped at once.
     Free,
     /// Punches a hole in the file, or in shared memory without a file. Whole pages of it become zeros for all mappings, and
     /// their storage is freed.
@@ -46,9 +47,10 @@ pub enum Advice {
     GuardInstall,
     /// Allows accesses again: takes `GuardInstall` back. The pages read as never touched.
     GuardRemove,
-    /// Says that the pages are the first to evict when memory is short. Not in this version.
+    /// Says that the pages are the first to reclaim when memory is short. Has an effect on anonymous pages that no other space has.
     Cold,
-    /// Evicts the pages. Not in this version.
+    /// Reclaims the pages now, if there is a swap device. Has an effect on anonymous pages that no other space has. A page that is
+    /// used meanwhile, or that other work is under way on, stays.
     PageOut,
 }
 
@@ -177,12 +179,6 @@ pub enum AdviseError {
         /// The advice given.
         advice: Advice,
     },
-    /// The advice is not supported in this version (EOPNOTSUPP).
-    #[error("{advice:?} is not there in this version")]
-    NotYet {
-        /// The advice given.
-        advice: Advice,
-    },
 }
 
 impl AdviseError {
@@ -198,7 +194,6 @@ impl AdviseError {
             Self::File(error) => error.errno(),
             Self::Fault(_) => errno::EFAULT,
             Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::EAGAIN,
-            Self::NotYet { .. } => errno::EOPNOTSUPP,
         }
     }
 }
@@ -211,7 +206,6 @@ pub(in crate::space) enum Refusal {
     Sealed,
     Private,
     ReadOnly,
-    NotYet,
 }
 
 /// Returns why `mapping` does not take `advice`, if it does not. Sealing comes first, as on Linux.
@@ -248,7 +242,6 @@ pub(in crate::space) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -
         Advice::Cold | Advice::PageOut if is_foreign => Some(Refusal::Kind),
         Advice::Remove if is_private => Some(Refusal::Private),
         Advice::Remove if !mapping.reaches_its_file() => Some(Refusal::ReadOnly),
-        Advice::Cold | Advice::PageOut => Some(Refusal::NotYet),
         _ => None,
     }
 }
@@ -296,7 +289,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 DiscardError::Sealed { address } => AdviseError::Sealed { advice, address },
                 DiscardError::OutOfMemory { range } => AdviseError::OutOfMemory { range, advice },
             }),
-            Advice::Free | Advice::Cold | Advice::PageOut => space.ask(range, advice),
+            Advice::Free => space.free_lazily(range),
+            Advice::Cold | Advice::PageOut => space.advise_reclaim(range, advice),
             Advice::Remove => space.remove(range),
             Advice::PopulateRead => self.advise_to_populate(range, advice, Access::Read),
             Advice::PopulateWrite => self.advise_to_populate(range, advice, Access::Write),
@@ -335,19 +329,26 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Refusal::Sealed => AdviseError::Sealed { advice, address },
                 Refusal::Private => AdviseError::Private { address },
                 Refusal::ReadOnly => AdviseError::ReadOnly { address },
-                Refusal::NotYet => AdviseError::NotYet { advice },
             },
             Wrong::TooMany { limit } => AdviseError::TooManyMappings { range, advice, limit },
             Wrong::All(_) | Wrong::OutOfMemory => AdviseError::OutOfMemory { range, advice },
         }
     }
 
-    /// Checks every mapping in `range` against the rules of `advice`, and changes nothing.
-    fn ask(&self, range: PageRange, advice: Advice) -> Result<(), AdviseError> {
+    /// Checks every mapping in `range` against the rules of `advice`, and changes nothing. Returns the end of the part that takes
+    /// the advice, in any case.
+    pub(in crate::space) fn ask(
+        &self,
+        range: PageRange,
+        advice: Advice,
+    ) -> Result<PageNumber, (AdviseError, PageNumber)> {
         let lock = self.map.lock_by(&*self.engine);
-        let error = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice)).error;
+        let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice));
         drop(lock);
-        error.map_or(Ok(()), |wrong| Err(self.advise_error(range, advice, wrong)))
+        match reach.error {
+            None => Ok(reach.end),
+            Some(wrong) => Err((self.advise_error(range, advice, wrong), reach.end)),
+        }
     }
 
     /// Starts reads of the files' pages, as far as there is room for them. Waits for none.

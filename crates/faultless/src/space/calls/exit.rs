@@ -1,6 +1,6 @@
 //! exit, and the end of a space with its last handle.
 
-use crate::address::PageRange;
+use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::space::limits::SpaceUsage;
@@ -55,6 +55,28 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Drops the entries of `part`, which one leaf table covers, up to the first with an announcement, and returns its page.
+    /// Reclaim comes by the folio, without a handle of the space, and may be at work there.
+    fn drop_up_to_a_bit(&self, part: PageRange) -> Option<PageNumber> {
+        let section = self.engine.enter();
+        let leaf = self.table.leaf(&section, part.start())?;
+        for page in part.iter() {
+            let entry = self.table.load(leaf, page);
+            if !entry.holds_page() && !entry.is_announced() {
+                continue;
+            }
+            if entry.is_announced() || self.table.exchange(leaf, page, entry, Entry::EMPTY).is_err() {
+                return Some(page);
+            }
+            // As in a sweep: the child may still have the page.
+            self.leave_home(leaf, page, entry);
+            self.engine.drop_entry(entry);
+        }
+        None
+    }
+}
+
 impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
     fn drop(&mut self) {
         // This is the last handle: no call is under way, since accesses hold a handle too. Truncation may have come by a weak
@@ -72,25 +94,18 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             let Ok(span) = PageRange::with_pages(first, H::Table::LEAF_PAGES) else { break };
             (rest, has_tables) = (PageRange::new(span.end(), whole.end()), true);
             let Some(leaf) = self.table.leaf(&section, page) else { continue };
-            let section = match self.table.is_shared(leaf) {
-                false => section,
-                true => {
-                    // Entries of a shared table belong to the other spaces.
-                    drop(section);
-                    self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
-                    self.engine.enter()
-                }
-            };
-            let Some(leaf) = self.table.leaf(&section, page) else { continue };
-            for page in span.iter() {
-                let entry = self.table.load(leaf, page);
-                // As in a sweep: the child may still have the page.
-                if entry.holds_page() && self.table.exchange(leaf, page, entry, Entry::EMPTY).is_ok() {
-                    self.leave_home(leaf, page, entry);
-                    self.engine.drop_entry(entry);
-                }
-            }
+            let is_shared = self.table.is_shared(leaf);
             drop(section);
+            if is_shared {
+                // Entries of a shared table belong to the other spaces.
+                self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
+            }
+            let (mut part, mut look) = (Some(span), 0);
+            while let Some(at) = part.and_then(|part| self.drop_up_to_a_bit(part)) {
+                self.engine.pause_on_bit(look);
+                look += 1;
+                part = PageRange::new(at, span.end());
+            }
             self.leave_family(page);
         }
         self.engine.tell_freed();

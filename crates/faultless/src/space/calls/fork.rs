@@ -6,7 +6,7 @@ use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, FrameSource, FrameUse, Host, OutOfMemory, PageTable};
 use crate::page_cache::Hull;
 use crate::protection::Sharing;
 use crate::space::change::range_change::RangeChange;
@@ -51,6 +51,20 @@ impl From<OutOfMemory> for ForkError {
     }
 }
 
+/// The reason why one try to fork has failed. The parent is as before.
+enum Failed {
+    /// There was no free frame for the copy of a pinned page.
+    NoFrame,
+    /// Another try would fail too.
+    For(ForkError),
+}
+
+impl From<OutOfMemory> for Failed {
+    fn from(out_of_memory: OutOfMemory) -> Self {
+        Self::For(out_of_memory.into())
+    }
+}
+
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Makes a child with the same mappings. Its private memory equals the parent's at one instant during the call.
     ///
@@ -61,25 +75,40 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`ForkError`]; the parent is as before.
     pub fn fork(&self) -> Result<Self, ForkError> {
+        let mut look = 0;
+        loop {
+            match self.try_fork() {
+                Ok(child) => return Ok(child),
+                Err(Failed::For(error)) => return Err(error),
+                // Nothing is held here.
+                Err(Failed::NoFrame) if self.0.engine.make_room_for(self.0.group(), &mut look) => {}
+                Err(Failed::NoFrame) => return Err(ForkError::OutOfMemory),
+            }
+        }
+    }
+
+    /// Tries once to make a child.
+    #[inline(never)]
+    fn try_fork(&self) -> Result<Self, Failed> {
         let space = &*self.0;
         let table = space.engine.host().child_table(space.engine.sections(), &space.table)?;
         // SAFETY: new, and of this engine's host.
-        let child = unsafe { Self::with_table(&space.engine, table) }?;
+        let child = unsafe { Self::with_table_in(&space.engine, table, space.limit.clone()) }?;
         self.fork_into(child)
     }
 
     /// Makes `child`, which is empty, the child. Not inlined: the stack has no room for this and for the making of a space.
     #[inline(never)]
-    fn fork_into(&self, child: Self) -> Result<Self, ForkError> {
+    fn fork_into(&self, child: Self) -> Result<Self, Failed> {
         let space = &*self.0;
         let whole = space.whole();
         let mut call = space.change(Call::Fork, whole);
         call.exclude(whole, D::fork_excludes);
         let lock = call.take(whole);
         if lock.exited {
-            return Err(ForkError::Exited);
+            return Err(Failed::For(ForkError::Exited));
         }
-        // All memory but that of the child's tables is allocated before any thread is stopped. The tree cannot change: the
+        // All memory but that of the child's tables and of copies of pinned pages is allocated before any thread is stopped. The tree cannot change: the
         // whole range is taken.
         let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
         let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
@@ -96,7 +125,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         drop(frozen);
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
-        let made = copied.and(followed);
+        let made = copied.and(followed.map_err(Failed::from));
         // As dup_mmap's error path: the half-made child stays where the files find it.
         if made.is_err() && mutant!("failed_fork_stays") {
             core::mem::forget(child.clone());
@@ -187,7 +216,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
         has_file_guards: bool,
         early: Option<&[bool]>,
-    ) -> Result<(), OutOfMemory> {
+    ) -> Result<(), Failed> {
         let (taken, weakened) = (call.taken.over(self.whole()), &mut call.weakened);
         let pairs = || {
             let parents = self.view_taken(taken).from(PageNumber::new(0)).filter(is_inherited);
@@ -250,7 +279,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(shared) = shared {
             // Page work that came to an entry before its table was shared ends before this returns.
             self.engine.grace();
-            weakened.touch_all(shared);
+            if !mutant!("shared_without_invalidate") {
+                weakened.touch_all(shared);
+            }
         }
         // After this flush no processor writes through an old translation: the instant ends here.
         weakened.flush(self);
@@ -368,7 +399,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
             // An old translation of an absent page may still give the right.
-            if entry.has(Entry::WRITE) || entry.is_absent() {
+            if entry.has(Entry::WRITE) || entry.is_absent() && !mutant!("slots_copied_without_invalidate") {
                 weakened.touch(page);
                 // Nothing new is mapped, so a host needs no memory for this.
                 if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
@@ -423,7 +454,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &RangeReservation<'_, H>,
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
         range: PageRange,
-    ) -> Result<(), OutOfMemory> {
+    ) -> Result<(), Failed> {
         let frames = self.engine.frames();
         let mut result = Ok(());
         self.each_table(taken, range, |part| {
@@ -437,19 +468,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     self.table.let_go(leaf, page);
                     continue;
                 };
-                result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
-                    let copy = frames.allocate(GroupId::ROOT, FrameUse::Fork).ok_or(OutOfMemory)?;
+                let leaf_made = child.table.make_leaf(child_taken, page).map_err(Failed::from);
+                result = leaf_made.and_then(|child_leaf| {
+                    let copy =
+                        self.engine.take_frame(child.group(), FrameUse::Fork).ok_or(Failed::NoFrame)?;
                     // Copied word by word, since the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
                     if frames.read(frame, 0, &mut bytes) < bytes.len() {
                         // The host has lost the bytes. The fork fails, rather than give the child zeros there.
-                        frames.free(copy);
-                        return Err(OutOfMemory);
+                        self.engine.free_frame(copy);
+                        return Err(OutOfMemory.into());
                     }
                     frames.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
                     frames.write(copy, 0, &bytes);
                     let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
+                    self.engine.arrived_outside(copy);
                     Ok(())
                 });
                 self.table.let_go(leaf, page);

@@ -43,7 +43,7 @@ pub struct MappingUsage {
     pub anonymous: u64,
     /// The figure `proportional` if the mapping is locked, otherwise zero.
     pub locked: u64,
-    /// Pages that are swapped out: none in this version.
+    /// Anonymous pages whose bytes are in a slot of swap space.
     pub swap: u64,
 }
 

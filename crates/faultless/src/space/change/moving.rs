@@ -25,6 +25,7 @@ use crate::space::calls::remap::RemapError;
 use crate::space::change::publish::{Joins, Origin, Unpublished};
 use crate::space::change::range_change::RangeChange;
 use crate::space::change::range_work::{RangeReservation, TreeLock};
+use crate::tables::Home;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Mapping, MappingFlags, Vma, edit};
 
@@ -55,9 +56,9 @@ fn moves_along(entry: Entry) -> bool {
         EntryKind::Page(_)
         | EntryKind::Foreign(_)
         | EntryKind::Guard
-        | EntryKind::Swapped(..)
         | EntryKind::Gone(_)
         | EntryKind::Kept(_) => true,
+        EntryKind::Swapped(..) => !mutant!("slot_stays_behind"),
         EntryKind::Empty => false,
     }
 }
@@ -298,13 +299,29 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         picked
     }
 
+    /// Changes the home of the page of `entry`, which moves to the entry that `to` names. Not inlined: the stack of mremap has no
+    /// room for it.
+    #[inline(never)]
+    fn move_home(&self, entry: Entry, to: Home) {
+        match entry.kind() {
+            EntryKind::Page(frame) | EntryKind::Kept(frame) => {
+                let folio = self.engine.folio(frame);
+                if self.engine.note_moved_page(frame) {
+                    folio.move_home(to);
+                } else {
+                    folio.forget_home();
+                }
+            }
+            EntryKind::Swapped(slot, _) => self.engine.note_moved_entry(slot),
+            EntryKind::Gone(_) | EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {}
+        }
+    }
+
     /// Puts an entry in the target. Other threads may announce there for a moment, see that it is MOVING, and release it. The
     /// home of its page changes before the table that it may have named is retired.
     fn put_down(&self, taken: &RangeReservation<'_, H>, page: PageNumber, entry: Entry) {
         let leaf = self.table.leaf(taken, page).expect("a leaf table made before");
-        if let Some(frame) = entry.counted_frame() {
-            self.engine.folio(frame).move_home(self.table.home(leaf, page));
-        }
+        self.move_home(entry, self.table.home(leaf, page));
         let mut look = 0;
         loop {
             let there = self.table.load(leaf, page);

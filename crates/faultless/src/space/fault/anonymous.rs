@@ -2,7 +2,7 @@
 
 use super::{Step, install, install_new};
 use crate::design::LockingDesign;
-use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host};
+use crate::host::{Entry, FrameUse, Host};
 use crate::protection::{Access, Protection};
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::Announced;
@@ -14,10 +14,12 @@ pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> 
 }
 
 /// Maps a zeroed frame, for the first write, or for the first access if the page of zeros cannot be mapped.
+///
+/// Inlined, since a call copies the announced page.
+#[inline(always)]
 pub(super) fn fill<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, access: Access) -> Step<H> {
-    let frames = work.engine().frames();
-    let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
-    frames.zero(frame);
+    let Some(frame) = work.take_frame(FrameUse::Anonymous) else { return Step::NeedMemory };
+    work.engine().frames().zero(frame);
     let bits = match access {
         // The store comes next, so the processor need not find the page clean.
         Access::Write => Entry::WRITE | Entry::HARDWARE,

@@ -5,7 +5,7 @@ use super::{Step, install, install_new, write_right};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host};
+use crate::host::{Frame, FrameUse, Host};
 use crate::page_cache::File;
 use crate::space::fault::page_work::Announced;
 use crate::stats::Counter;
@@ -16,17 +16,27 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
     let engine = work.engine();
     let (frames, counters) = (engine.frames(), work.section().counters());
     if frame == engine.zero_frame() {
-        let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
+        let Some(new) = work.take_frame(FrameUse::Anonymous) else { return Step::NeedMemory };
         frames.zero(new);
         let right = write_right(&work);
         return install_new(work, new, right);
     }
-    if engine.folio(frame).try_reuse() {
-        engine.folio(frame).set_home(work.home());
+    let folio = engine.folio(frame);
+    let was_anonymous = folio.is_anonymous();
+    // A page in a slot, as after swap-in for a load, may be the space's own too. While it is being written, it is copied.
+    if !folio.is_writeback() && (folio.try_reuse() || engine.leave_unused_slot(frame) && folio.try_reuse()) {
+        // A write right means: no slot.
+        engine.take_out(frame);
+        folio.set_home(work.home());
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
-        let new = work.entry.restored().with(write_right(&work));
-        return install(work, new);
+        let (new, section) = (work.entry.restored().with(write_right(&work)), work.section());
+        let step = install(work, new);
+        // A file's page that had left the page cache is anonymous from now on.
+        if !was_anonymous && engine.reclaims() {
+            engine.arrived(section, frame, engine.folio(frame));
+        }
+        return step;
     }
     // The mapping's own reference keeps the old frame until the new one is installed. It is dropped after `invalidate`.
     copy_of(work, frame)
@@ -43,6 +53,9 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
         Found::Ready(frame) => {
             let engine = work.engine();
             let step = copy_of(work, frame);
+            if matches!(step, Step::NeedMemory) {
+                return Ok(Step::NeedCopy(frame));
+            }
             engine.put(frame, Reference::Pin);
             Ok(step)
         }
@@ -61,7 +74,7 @@ const PART: usize = if cfg!(loom) { PAGE_SIZE as usize } else { 512 };
 /// Installs a private copy of `frame`, which a pin or the entry itself keeps meanwhile.
 pub(super) fn copy_of<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let frames = work.engine().frames();
-    let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
+    let Some(new) = work.take_frame(FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
     match shown.is_some_and(|(file, _)| file.is_writable()) {
         false => frames.copy(frame, new),

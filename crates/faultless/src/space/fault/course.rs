@@ -3,20 +3,26 @@
 
 use super::file::NotReady;
 use super::pending::Awaited;
+use super::swap_ahead::Ahead;
+use super::swapped::SlotName;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Capability, LockingDesign};
-use crate::host::{GroupId, Host};
-use crate::page_cache::Miss;
+use crate::host::{FrameUse, GroupId, Host};
+use crate::page_cache::{Miss, Pin};
 use crate::protection::Access;
 use crate::space::AddressSpace;
 use crate::stats::Counter;
+use crate::swap::{Cached, SwapIn};
 
 /// The progress of a fault, kept from try to try.
-pub(super) struct Course<D: LockingDesign> {
+pub(super) struct Course<H: Host, D: LockingDesign> {
     pub attempt: Attempt,
     /// The state that the design keeps from the last try.
     pub kept: Option<D::Kept>,
+    /// A pin on the page to be copied, while room for the copy is made. Otherwise that room could be the page itself: a design that
+    /// keeps no pin through its I/O would read and lose the page for ever.
+    pub source: Option<Pin<H>>,
     /// Set once the fault is counted as a major fault.
     pub is_counted: bool,
     /// Counts the tries that found no memory; `closed` counts those that met a closed record.
@@ -33,13 +39,20 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         (address, access): (VirtAddr, Access),
         step: Step<H>,
-        course: &mut Course<D>,
+        course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let space = &*self.0;
         let (page, engine) = (address.page(), &space.engine);
         match step {
             Step::Done(_) => unreachable!("the caller's"),
+            // The page is there, and the next try finds it.
+            Step::Owing(replaced) => {
+                course.kept = None;
+                space.after_install(address, replaced);
+                engine.pay_for_high(space.group(), &space.space_flags.dying);
+                Ok(())
+            }
             Step::Failed(error) => Err(error),
             Step::Hole => {
                 // Nothing is held while a mapping above is made longer.
@@ -58,21 +71,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 course.closed += 1;
                 Ok(())
             }
-            Step::NeedMemory => {
-                course.look += 1;
-                let writes = engine.wait_for_transfers();
-                if !engine.make_room(GroupId::ROOT, course.look) {
-                    // The state is dropped before the design is asked for it again.
-                    course.kept = None;
-                    self.refuse_for_memory(address, access);
-                    return Err(FaultError::OutOfMemory { address });
-                }
-                if let Some(seen) = writes {
-                    course.kept = None;
-                    let awaited = Awaited::Memory { seen };
-                    PendingFault::put(pending, self, (address, access), course.attempt, awaited, None);
-                }
-                Ok(())
+            Step::NeedMemory => self.make_room((address, access), course, pending),
+            Step::NeedCopy(frame) => {
+                course.source = Some(Pin::new(engine, frame));
+                self.make_room((address, access), course, pending)
             }
             Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
                 course.kept = None;
@@ -80,7 +82,93 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(())
             }
             Step::Wait(absent) => self.wait_for_page((address, access), absent, course, pending),
+            Step::Swap(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
+                course.kept = None;
+                D::blocked(&space.lock, engine, &mut course.attempt);
+                Ok(())
+            }
+            Step::Swap(name) => self.wait_for_slot((address, access), name, course, pending),
         }
+    }
+
+    /// Makes room for the page, after a try that found no free frame. If transfers are under way, whose end may free some, the
+    /// fault is put into `pending`.
+    #[inline(never)]
+    fn make_room(
+        &self,
+        (address, access): (VirtAddr, Access),
+        course: &mut Course<H, D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let engine = &self.0.engine;
+        let transfers = engine.wait_for_transfers();
+        if !engine.make_room_for(self.0.group(), &mut course.look) {
+            // The state is dropped before the design is asked for it again.
+            course.kept = None;
+            self.refuse_for_memory(address, access);
+            return Err(FaultError::OutOfMemory { address });
+        }
+        if let Some(seen) = transfers {
+            course.kept = None;
+            let awaited = Awaited::Memory { seen };
+            PendingFault::put(pending, self, (address, access), course.attempt, awaited, None);
+        }
+        Ok(())
+    }
+
+    /// Begins to read the page that a slot has, unless that has happened meanwhile.
+    #[inline(never)]
+    fn wait_for_slot(
+        &self,
+        (address, access): (VirtAddr, Access),
+        name: SlotName,
+        course: &mut Course<H, D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let (space, attempt) = (&*self.0, course.attempt);
+        let engine = &space.engine;
+        if !core::mem::replace(&mut course.is_counted, true) {
+            engine.counters().add(Counter::MajorFaults, 1);
+        }
+        let (frame, started) = match engine.pin_cached(name.slot) {
+            Cached::Pinned(frame) => (frame, false),
+            Cached::Busy => return Ok(()),
+            Cached::Absent => {
+                let group = self.0.group();
+                if group != GroupId::ROOT && engine.owes() {
+                    course.kept = None;
+                    engine.pay_for_high(group, &self.0.space_flags.dying);
+                }
+                let Some(frame) = engine.take_frame(group, FrameUse::Anonymous) else {
+                    return self.make_room((address, access), course, pending);
+                };
+                let shadow = engine.slot_shadow(name.slot);
+                let ahead = match engine.may_read_ahead(name.slot) {
+                    true => space.swapped_near(address.page()),
+                    false => Ahead::new(),
+                };
+                match engine.begin_swap_in(name.slot, name.generation, frame, &ahead) {
+                    SwapIn::Started => {
+                        engine.refaulted(frame, shadow);
+                        (frame, true)
+                    }
+                    // Another thread was faster, or the page is gone, or the next try finds the error.
+                    SwapIn::Lost | SwapIn::Gone | SwapIn::Poisoned(_) => return Ok(()),
+                    SwapIn::OutOfMemory => {
+                        course.kept = None;
+                        self.refuse_for_memory(address, access);
+                        return Err(FaultError::OutOfMemory { address });
+                    }
+                }
+            }
+        };
+        let mut kept = course.kept.take().filter(|_| D::after_io(attempt) == AfterIo::Hold);
+        if let Some(kept) = &mut kept {
+            D::through_io(kept);
+        }
+        let awaited = Awaited::Swap { pin: Pin::new(engine, frame), name, started };
+        PendingFault::put(pending, self, (address, access), attempt, awaited, kept);
+        Ok(())
     }
 
     #[inline(never)]
@@ -94,7 +182,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         (address, access): (VirtAddr, Access),
         absent: Absent<H>,
-        course: &mut Course<D>,
+        course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let (space, page, attempt) = (&*self.0, address.page(), course.attempt);

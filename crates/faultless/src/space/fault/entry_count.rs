@@ -21,8 +21,13 @@ impl<H: Host> Engine<H> {
                 self.counters().add(Counter::AbsentDropped, 1);
                 self.put_mapping(frame);
             }
-            // When there are slots, the slot's count goes down here.
-            EntryKind::Swapped(..) | EntryKind::Gone(_) => self.counters().add(Counter::AbsentDropped, 1),
+            EntryKind::Swapped(slot, _) => {
+                self.counters().add(Counter::AbsentDropped, 1);
+                if !mutant!("slot_not_dropped") {
+                    self.put_slot(slot);
+                }
+            }
+            EntryKind::Gone(_) => self.counters().add(Counter::AbsentDropped, 1),
         }
     }
 
@@ -38,8 +43,13 @@ impl<H: Host> Engine<H> {
         let counted = match entry.kind() {
             EntryKind::Page(frame) => self.share(frame)?,
             EntryKind::Kept(frame) => self.share(frame)? && self.count_absent(),
-            // When there are slots, the slot's count goes up here. It can be full.
-            EntryKind::Swapped(..) | EntryKind::Gone(_) => self.count_absent(),
+            EntryKind::Swapped(slot, generation) => {
+                if self.has_slot(slot) && !self.try_count_slot(slot, generation) {
+                    return Err(OutOfMemory);
+                }
+                self.count_absent()
+            }
+            EntryKind::Gone(_) => self.count_absent(),
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => true,
         };
         Ok(counted.then_some(copy))
@@ -54,8 +64,14 @@ impl<H: Host> Engine<H> {
                 self.count_absent();
                 frame
             }
-            // The same rule as in `copy_entry` holds.
-            EntryKind::Swapped(..) | EntryKind::Gone(_) => {
+            EntryKind::Swapped(slot, _) => {
+                self.count_absent();
+                if !mutant!("slot_not_counted") {
+                    self.count_slot_copy(slot);
+                }
+                return;
+            }
+            EntryKind::Gone(_) => {
                 self.count_absent();
                 return;
             }
@@ -72,8 +88,8 @@ impl<H: Host> Engine<H> {
             EntryKind::Page(frame) | EntryKind::Kept(frame) => {
                 frame != self.zero_frame() && self.folio(frame).is_mapping_full()
             }
-            // When there are slots, the slot's count is checked here.
-            EntryKind::Swapped(..) | EntryKind::Gone(_) => false,
+            EntryKind::Swapped(slot, _) => self.is_slot_full(slot),
+            EntryKind::Gone(_) => false,
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
         }
     }

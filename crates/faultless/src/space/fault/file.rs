@@ -61,9 +61,14 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
         }
         rights |= Entry::WRITE;
     }
-    let new = Entry::mapping(frame, rights);
+    let (new, section) = (Entry::mapping(frame, rights), work.section());
     Ok(match work.install(new) {
-        Ok(old) => Step::Done(super::outlived(old)),
+        Ok(old) => {
+            if engine.reclaims_files() && !file.is_in_memory() {
+                engine.arrived(section, frame, engine.folio(frame));
+            }
+            Step::Done(super::outlived(engine, old, new))
+        }
         Err(_) => {
             engine.put(frame, Reference::Mapping);
             Step::NeedMemory

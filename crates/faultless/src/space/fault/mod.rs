@@ -11,13 +11,16 @@ pub(in crate::space) mod first_page;
 pub(in crate::space) mod page_work;
 mod pending;
 pub(in crate::space) mod shared_table;
+mod swap_ahead;
+mod swapped;
 
 pub use error::{FaultError, Signal};
 pub use pending::PendingFault;
 
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
-use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::engine::Engine;
+use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::space::calls::protect::entry_rights;
@@ -28,6 +31,7 @@ use crate::sync::Shared;
 use crate::vma::{AnonRecord, Backing};
 use course::Course;
 use file::NotReady;
+use swapped::SlotName;
 
 /// The result of a fault.
 pub enum Fault<H: Host, D: LockingDesign = Faultless> {
@@ -41,12 +45,18 @@ pub enum Fault<H: Host, D: LockingDesign = Faultless> {
 pub(in crate::space) enum Step<H: Host> {
     /// The fault is done. The translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
+    /// The fault is done, as with `Done`. Its group is over high: the thread reclaims or sleeps, holding nothing.
+    Owing(Option<Entry>),
     /// The mapping changed during the try.
     LookAgain,
     /// There is no frame at hand.
     NeedMemory,
+    /// There is no frame at hand for a copy of the page in this one, on which the fault has a pin.
+    NeedCopy(Frame),
     /// The page of a file is not in memory, or is locked.
     Wait(Absent<H>),
+    /// The page is in a slot, and not in memory, or being read.
+    Swap(SlotName),
     /// The design needs another lock first.
     Blocked,
     /// Nothing is mapped at the address.
@@ -165,7 +175,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if !self.0.whole().contains(address.page()) {
             return Err(FaultError::NoMapping { address });
         }
-        let mut course = Course { attempt, kept: None, is_counted: attempt.retries > 0, look: 0, closed: 0 };
+        let mut course =
+            Course { attempt, kept: None, source: None, is_counted: attempt.retries > 0, look: 0, closed: 0 };
         loop {
             match self.0.try_fault(address, access, &mut course) {
                 Step::Done(replaced) => {
@@ -185,7 +196,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
     match step {
         Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
-        Step::NeedMemory => D::KEEPS_WHILE_RECLAIMING,
+        Step::Swap(_) => D::after_io(attempt) == AfterIo::Hold,
+        Step::NeedMemory | Step::NeedCopy(_) => D::KEEPS_WHILE_RECLAIMING,
         _ => false,
     }
 }
@@ -193,7 +205,7 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Makes one try: announces the page, and does its work, or returns the missing resource.
     #[inline(never)]
-    fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<D>) -> Step<H> {
+    fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<H, D>) -> Step<H> {
         let work = |work: Announced<'_, H, D>| {
             if !work.attempt.only.admits(work.vma.mapping()) {
                 return Step::Done(None);
@@ -271,6 +283,8 @@ enum Class<'a, H: Host> {
     File(&'a Shared<File<H>>, u64, Access),
     Private(&'a Shared<File<H>>, u64),
     Break(Frame),
+    /// The bytes of the page are in a slot.
+    Swapped(SlotName, Access),
     /// The page shows a frame that the engine does not own.
     Foreign(Frame),
     /// The store is the first one to a page of a shared mapping since the page was mapped or written back.
@@ -311,7 +325,9 @@ fn classify<'a, H: Host, D: LockingDesign>(
                 (None, None) => Err(Step::LookAgain),
             };
         }
-        EntryKind::Swapped(..) => return Ok(Class::Refused(FaultError::Lost { address })),
+        EntryKind::Swapped(slot, generation) => {
+            return Ok(Class::Swapped(SlotName { slot, generation }, access));
+        }
         EntryKind::Guard => return Ok(Class::Refused(FaultError::Guard { address })),
         EntryKind::Foreign(_) if entry.has(needed) => return Ok(Class::Served),
         EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Gone(_) => {}
@@ -414,6 +430,7 @@ fn finish<H: Host, D: LockingDesign>(
             let rights = entry_rights(work.vma.mapping().protection) | write_right(&work);
             install(work, Entry::foreign(frame, rights))
         }
+        Class::Swapped(name, access) => swapped::map(work, address, name, access),
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(access) => anonymous::fill(work, access),
         Class::File(file, page, access) => {
@@ -432,16 +449,21 @@ fn finish<H: Host, D: LockingDesign>(
 
 /// Installs an entry over an empty one, or over one with the same frame.
 fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> Step<H> {
+    let engine = work.engine();
     match work.install(new) {
-        Ok(old) => Step::Done(outlived(old)),
+        Ok(old) => Step::Done(outlived(engine, old, new)),
         Err(_) => Step::NeedMemory,
     }
 }
 
-/// Returns an entry that was replaced and whose translation may still be in use: that of a page which reclaim has taken.
-fn outlived(old: Entry) -> Option<Entry> {
+/// Returns the entry that `new` has replaced, if its translation may still be in use and leads to another frame (rule S3): that of
+/// a page which reclaim has taken, and whose folio is isolated until the invalidation (rule S4).
+fn outlived<H: Host>(engine: &Engine<H>, old: Entry, new: Entry) -> Option<Entry> {
     match old.kind() {
-        EntryKind::Gone(_) => Some(old),
+        EntryKind::Gone(frame) => {
+            let is_old = engine.folio(frame).is_isolated() && !mutant!("gone_without_invalidate");
+            (is_old && new.counted_frame() != Some(frame)).then_some(old)
+        }
         // The same frame is mapped again.
         EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Kept(_) => None,
         // A fault installs nothing over a page in a slot.
@@ -457,16 +479,30 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 /// Installs a frame that belongs to this fault alone, with `bits` besides the rights that the mapping allows. If that fails,
 /// frees the frame. If the entry has a page now, which others may have too, that page has left its home before.
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
-    let frames = work.engine().frames();
-    let folio = frames.folio(frame);
+    let (engine, section) = (work.engine(), work.section());
+    let folio = engine.folio(frame);
+    folio.set_group(work.space.group());
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
-    match work.install(Entry::mapping(frame, rights | bits)) {
-        Ok(old) => Step::Done(old.holds_page().then_some(old)),
+    let new = Entry::mapping(frame, rights | bits);
+    match work.install(new) {
+        Ok(old) => {
+            let old = match old.kind() {
+                EntryKind::Gone(_) => outlived(engine, old, new),
+                _ => old.holds_page().then_some(old),
+            };
+            if engine.reclaims() {
+                engine.arrived(section, frame, folio);
+                if section.stock().owes() {
+                    return Step::Owing(old);
+                }
+            }
+            Step::Done(old)
+        }
         Err(_) => {
             if folio.cancel_anonymous() {
-                frames.free(frame);
+                engine.free_frame(frame);
             }
             Step::NeedMemory
         }

@@ -3,7 +3,7 @@
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, Capability, LockingDesign};
 use crate::engine::Engine;
-use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
 use crate::space::Space;
 use crate::space::fault::shared_table::LeafOf;
 use crate::sync::Section;
@@ -60,6 +60,22 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         self.section
     }
 
+    /// Allocates a frame that the space's group pays for. Its folio is to get the group. Returns `None` if there is no frame, or if the
+    /// group or one above it is at max. Does not sleep.
+    #[inline]
+    pub fn take_frame(&self, purpose: FrameUse) -> Option<Frame> {
+        let (space, section) = (self.space, self.section);
+        let group = space.group();
+        if group != GroupId::ROOT && !section.stock().take(group) && !space.charge_more(section) {
+            return None;
+        }
+        let frame = space.engine.frames().allocate(group, purpose);
+        if frame.is_none() {
+            space.uncharge();
+        }
+        frame
+    }
+
     /// Returns the home of the folio that the entry maps.
     #[inline]
     pub fn home(&self) -> Home {
@@ -83,7 +99,7 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
 
     /// Puts `new` in the entry and ends the announcement, by the same store. Returns the entry before.
     pub fn install(mut self, new: Entry) -> Result<Entry, OutOfMemory> {
-        // Reclaim, which will make such entries, does not exist yet.
+        // Only reclaim makes such entries (`space/reclaim.rs`).
         debug_assert!(!new.is_absent(), "page work makes {new:?}");
         let old = self.space.table.install(self.leaf, self.page, new)?;
         self.held = false;
@@ -94,6 +110,24 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
     pub fn refuse(mut self) {
         self.space.table.refuse(self.leaf, self.page);
         self.held = false;
+    }
+}
+
+/// The rare steps of [`Announced::take_frame`]. Their only argument is one that a fault has at hand, so that a fault in no group
+/// keeps nothing for them.
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    #[cold]
+    #[inline(never)]
+    fn charge_more(&self, section: &Section<'_>) -> bool {
+        self.engine.charge_more(section, self.group())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn uncharge(&self) {
+        if self.group() != GroupId::ROOT {
+            self.engine.uncharge_page(self.group());
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::super::{AddressSpace, Space, SpaceFlags};
 use super::file::NotReady;
+use super::swapped::{self, SlotName};
 use super::{Absent, Fault, FaultError, Step, begin_record, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Faultless, LockingDesign};
 use crate::engine::{Engine, Notice};
 use crate::frame::Reference;
-use crate::host::{Host, OutOfMemory, Sleeper};
+use crate::host::{EntryKind, Host, OutOfMemory, Sleeper};
 use crate::page_cache::{AwaitedTurn, File, Full, HAS_TURN, NEWCOMER, Pin, Turn};
 use crate::protection::Access;
 use crate::space::fault::page_work::{Announced, Leaves, Worked};
@@ -22,6 +23,8 @@ pub(super) enum Awaited<H: Host> {
     /// The read, or the unlocking, of a folio that the fault has pinned. The pin keeps the page in memory until the fault comes
     /// back.
     Page { pin: Pin<H>, absent: Absent<H>, started: bool },
+    /// The read of a slot, into a folio that the fault has pinned.
+    Swap { pin: Pin<H>, name: SlotName, started: bool },
     /// Memory, until the count of events is no longer `seen`. Others' pins, or transfers under way, have the memory.
     Memory { seen: u64 },
     /// The permission to begin transfers of a page of a file.
@@ -103,7 +106,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     pub fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory> {
         let mut turn = None;
         let key = match &self.awaited {
-            Awaited::Page { pin, .. } => Some(pin.key()),
+            Awaited::Page { pin, .. } | Awaited::Swap { pin, .. } => Some(pin.key()),
             Awaited::Allowed { file, .. } => Some(file.forbidden_key()),
             Awaited::Place { full } => Some(self.engine.place_key(*full)),
             Awaited::Memory { seen } => {
@@ -126,6 +129,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                     NotReady::Locked => pin.is_locked(),
                     NotReady::Writeback => pin.is_writeback(),
                 },
+                Awaited::Swap { pin, .. } => !pin.is_reading(),
                 Awaited::Memory { seen } => match &self.told {
                     Some(told) => told.turn.as_ref().is_some_and(AwaitedTurn::is_turn),
                     // A host that polls gets no turn in the queue.
@@ -168,6 +172,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                 NotReady::Locked => pin.wait_for_lock(dying),
                 NotReady::Writeback => pin.wait_for_write(dying),
             },
+            Awaited::Swap { pin, .. } => pin.wait_for_read(dying),
             Awaited::Memory { seen } => {
                 let turn = fault.engine.wait_for_turn(*seen, fault.attempt.ticket, dying);
                 return Self::take_turn(place, turn);
@@ -228,7 +233,22 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     #[inline(never)]
     fn after_wait(self, space: &AddressSpace<H, D>) -> Result<Option<Anew<H>>, FaultError> {
         let Self { address, access, attempt, awaited, kept, .. } = self;
-        let Awaited::Page { pin, absent, started } = awaited else { return Ok(Some((attempt, None))) };
+        let (pin, absent, started) = match awaited {
+            Awaited::Page { pin, absent, started } => (pin, absent, started),
+            Awaited::Swap { pin, name, started } => {
+                let was_held = kept.is_some();
+                return Self::after_swap_in(
+                    space,
+                    (address, access, attempt),
+                    pin,
+                    (name, started),
+                    was_held,
+                );
+            }
+            Awaited::Memory { .. } | Awaited::Allowed { .. } | Awaited::Place { .. } => {
+                return Ok(Some((attempt, None)));
+            }
+        };
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
@@ -261,9 +281,72 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         // Something else is mapped there, or the page was cut off meanwhile, or there was no memory. The fault starts over.
         Ok(Some((again, Some(pin))))
     }
+
+    /// Maps the page that was read from a slot, as [`PendingFault::after_wait`] does for a page of a file.
+    #[inline(never)]
+    fn after_swap_in(
+        space: &AddressSpace<H, D>,
+        (address, access, attempt): (VirtAddr, Access, Attempt),
+        pin: Pin<H>,
+        (name, started): (SlotName, bool),
+        was_held: bool,
+    ) -> Result<Option<Anew<H>>, FaultError> {
+        let again = D::again(attempt, started);
+        if D::after_io(attempt) == AfterIo::Retry {
+            space.engine().counters().add(Counter::Retries, 1);
+            return Ok(Some((again, None)));
+        }
+        // A read that failed has marked the slot. The fault that starts over finds the error, if the entry still names the slot.
+        let is_read = space.engine().folio(pin.frame()).is_uptodate();
+        if is_read && space.0.resume_swapped(address, access, attempt, &pin, name, was_held) {
+            return Ok(None);
+        }
+        Ok(Some((again, Some(pin))))
+    }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Announces again and maps the folio that was read, if the entry still names the slot, by value, and the folio is still
+    /// attached to it. Does not look the page up again.
+    fn resume_swapped(
+        &self,
+        address: VirtAddr,
+        access: Access,
+        mut attempt: Attempt,
+        pin: &Pin<H>,
+        name: SlotName,
+        holding: bool,
+    ) -> bool {
+        let map = |work: Announced<'_, H, D>| {
+            // The mutant compares the slot's number only.
+            let is_number = mutant!("resumes_by_number");
+            let is_there = match work.entry.kind() {
+                EntryKind::Swapped(slot, generation) => {
+                    slot == name.slot && (generation == name.generation || is_number)
+                }
+                _ => false,
+            };
+            let is_same = is_there
+                && work.vma.mapping().protection.allows(access)
+                && work.attempt.only.admits(work.vma.mapping());
+            if !is_same {
+                work.section().counters().add(Counter::ResumesChanged, 1);
+                return None;
+            }
+            let is_attached = is_number || self.engine.folio(pin.frame()).is_of_slot(name.slot);
+            is_attached.then(|| swapped::map_pinned(work, pin.frame(), name, access))
+        };
+        let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
+        match worked {
+            // A group over high is paid for by the thread's next fault.
+            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
+                self.after_install(address, replaced);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Announces again and maps the pinned folio. The page must be mapped as before, by value, its entry must still be empty,
     /// and the folio must still be the file's. Does not look the page up again.
     fn resume(
@@ -298,7 +381,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
         match worked {
-            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
+            // A group over high is paid for by the thread's next fault.
+            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }

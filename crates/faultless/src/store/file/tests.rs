@@ -7,6 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+/// Prints to the terminal the reason for which a test does nothing. The test harness would hide `eprintln!`.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
 /// Before, the first read failed.
 #[test]
 fn an_open_file_that_may_only_be_written_is_refused() {
@@ -121,7 +126,7 @@ fn a_hole_gives_its_place_back_and_zeros_do_without() {
     let store = FileStore::open_rw(file.path()).unwrap();
     // Where a file system has no holes there is nothing to be seen here.
     if give_back(file.as_file(), 0, PAGE_SIZE) == Err(Errno::OPNOTSUPP) {
-        eprintln!("skipped: this file system has no holes");
+        skipped("this file system has no holes");
     } else {
         assert_eq!(store.punch(PAGE_SIZE, 8 * PAGE_SIZE), Ok(()));
         assert!(blocks() + 9 * PAGE_SIZE / 512 <= before, "{} of {before} blocks", blocks());
@@ -200,7 +205,7 @@ fn what_cannot_be_opened_says_why() {
     fs::write(&path, "x").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     if File::open(&path).is_ok() {
-        eprintln!("skipped: no permission (this user, root perhaps, may read everything)");
+        skipped("no permission (this user, root perhaps, may read everything)");
     } else {
         assert!(matches!(error(&path), OpenError::NoPermission { access: "read", .. }));
     }
@@ -219,7 +224,7 @@ fn what_the_kernel_has_is_read_at_once() {
         let read = ended.expect("ended before `submit` returned");
         assert_eq!((read.result, *read.page), (Ok(PAGE), [1; PAGE]));
     } else {
-        eprintln!("skipped: this file system cannot say whether a read would wait");
+        skipped("this file system cannot say whether a read would wait");
     }
     // The pool serves the last page, and pages past the end.
     let read = run(&store, Direction::Read, PAGE, 7);

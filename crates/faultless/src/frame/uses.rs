@@ -1,0 +1,85 @@
+//! The folio's part in reclaim's queues: the link, and the count of uses of a page, 0 to 3. The count is two bits of the word:
+//!
+//! | folio | low bit | high bit |
+//! |---|---|---|
+//! | anonymous | REFERENCED | USED2 |
+//! | of a file | LAZY, which means nothing else there | USED2 |
+//!
+//! REFERENCED of a file's folio is the clock bit of the idle list: each lookup sets it, for a read by handle too. Reclaim counts a
+//! use only if it finds an accessed bit, so that a file that is mapped and read once leaves by the small queue.
+
+use super::{ANONYMOUS, Folio, LAZY, MAPPINGS, REFERENCED, REFERENCES, USED2};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::plain;
+
+/// The largest count of uses.
+const MOST: u64 = 3;
+
+/// The bits of a file's folio that tell of its uses, and change nothing else.
+pub(super) const USES: u64 = REFERENCED | USED2 | LAZY;
+
+const fn low_bit(word: u64) -> u64 {
+    if word & ANONYMOUS != 0 { REFERENCED } else { LAZY }
+}
+
+const fn of_word(word: u64) -> u64 {
+    (word & USED2 != 0) as u64 * 2 + (word & low_bit(word) != 0) as u64
+}
+
+impl Folio {
+    /// Returns the frame's place in reclaim's stacks and queues.
+    #[inline]
+    pub(crate) fn link(&self) -> &AtomicU64 {
+        &self.link
+    }
+
+    /// Returns the uses of the page. Returns `None` if reclaim has no interest in the frame: it is free, or its page is a file's and no
+    /// entry maps it, or the file has no store.
+    ///
+    /// The file is read after the word. If both are of different lives of the frame, the fault that maps the page comes to the queues
+    /// later than the caller, and finds the frame in none.
+    pub(crate) fn uses(&self) -> Option<u64> {
+        let word = self.word.load(Ordering::Relaxed);
+        let is_wanted = match word & ANONYMOUS {
+            0 => word & MAPPINGS != 0 && !self.place.file.load(plain::Ordering::Relaxed).is_null(),
+            _ => word & REFERENCES != 0,
+        };
+        is_wanted.then(|| of_word(word))
+    }
+
+    /// Counts a use of the page. Reclaim calls it when it has found and cleared the accessed bit of an entry. It changes no
+    /// queue.
+    pub(crate) fn add_use(&self) {
+        self.change_uses(|uses| (uses + 1).min(MOST));
+    }
+
+    /// Takes a use of the page back. Called when a queue keeps the page because of it.
+    pub(crate) fn take_use(&self) {
+        self.change_uses(|uses| uses.saturating_sub(1));
+    }
+
+    /// Sets the uses of the page to zero.
+    pub(crate) fn forget_uses(&self) {
+        self.change_uses(|_| 0);
+    }
+
+    /// Changes the uses, if the frame is in use. By then it may be another page than the one that the caller meant,
+    /// which changes the order of reclaim alone.
+    fn change_uses(&self, change: impl Fn(u64) -> u64) {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & REFERENCES != 0 {
+            let uses = change(of_word(word));
+            let low = low_bit(word);
+            let new = word & !(low | USED2)
+                | if uses & 1 != 0 { low } else { 0 }
+                | if uses & 2 != 0 { USED2 } else { 0 };
+            if new == word {
+                return;
+            }
+            match self.word.compare_exchange_weak(word, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Limits of memory for groups of spaces, as Linux's memory cgroups.
+//!
+//! ```text
+//!  fault ──► stock of the thread's slot ──(empty)──► charge a batch ──► group ──► group above ──► … the root, without a limit
+//!            plain loads and stores                  one counter of each
+//! ```
+//! A space is in one group or in none. The group of the space that first touches a page pays for it. Pages of files are charged to
+//! no group yet, and neither are page tables.
+//!
+//! | state of the group | the thread that needs a page |
+//! |---|---|
+//! | up to high | takes it |
+//! | over high | takes it; after its fault, holding nothing, reclaims some pages of the group, or sleeps if there are none |
+//! | at max | lets everything go, reclaims pages of the group, and starts its fault over |
+//!
+//! | file | |
+//! |---|---|
+//! | `group.rs`, `groups.rs` | the counts of a group; the table and the tree of groups |
+//! | `stock.rs` | the pages that a slot has charged already |
+//! | `charge.rs` | frames for a group, and back |
+//! | `room.rs` | making room in a group |
+
+mod charge;
+mod group;
+mod groups;
+#[cfg(all(test, loom))]
+mod models;
+mod room;
+mod stock;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub(crate) use group::{Event, Group};
+pub(crate) use groups::Groups;
+pub(crate) use stock::Stock;
+
+use crate::engine::Engine;
+use crate::host::{GroupId, Host, OutOfMemory};
+use crate::sync::Shared;
+use alloc::sync::Arc;
+use groups::{MOST_DEEP, MOST_GROUPS};
+
+/// The limits of a group, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitConfig {
+    /// The number of pages from which on threads that take more are slowed down, and reclaim pages of the group.
+    /// [`LimitConfig::NONE`] for no such number.
+    pub high: u64,
+    /// The number of pages that the group never exceeds. [`LimitConfig::NONE`] for no limit.
+    pub max: u64,
+}
+
+impl LimitConfig {
+    /// No limit.
+    pub const NONE: u64 = u64::MAX;
+
+    /// The smallest limit. A fault may need two frames at a time: the page that it reads, and its copy. The others are for a thread
+    /// that has got so far and is preempted.
+    pub const MINIMUM: u64 = 4;
+
+    /// Returns limits with `max` alone.
+    pub const fn max(max: u64) -> Self {
+        Self { high: Self::NONE, max }
+    }
+
+    /// Checks the limits of a group below one with max `parent`.
+    fn check(self, parent: Option<u64>) -> Result<(), MemoryLimitError> {
+        let Self { high, max } = self;
+        if high == 0 || max == 0 {
+            return Err(MemoryLimitError::Zero);
+        }
+        if let pages @ ..Self::MINIMUM = high.min(max) {
+            return Err(MemoryLimitError::BelowMinimum { pages });
+        }
+        if high > max && high != Self::NONE {
+            return Err(MemoryLimitError::HighAboveMax { high, max });
+        }
+        match parent {
+            Some(parent) if max > parent && max != Self::NONE => {
+                Err(MemoryLimitError::AboveParent { max, parent })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The error of a call on a [`MemoryLimit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryLimitError {
+    /// A limit of no pages.
+    #[error("a limit of 0 pages: no fault could be served; the least is {} pages", LimitConfig::MINIMUM)]
+    Zero,
+    /// A limit below [`LimitConfig::MINIMUM`].
+    #[error("a limit of {pages} pages: the least is {} pages", LimitConfig::MINIMUM)]
+    BelowMinimum {
+        /// The limit in pages.
+        pages: u64,
+    },
+    /// `high` above `max`.
+    #[error("high is {high} pages and max is {max}: high has to be {max} at most")]
+    HighAboveMax {
+        /// `high` in pages.
+        high: u64,
+        /// `max` in pages.
+        max: u64,
+    },
+    /// A group's `max` above that of the group above it.
+    #[error("max is {max} pages and that of the group above is {parent}: it has to be {parent} at most")]
+    AboveParent {
+        /// `max` of the group in pages.
+        max: u64,
+        /// `max` of the group above in pages.
+        parent: u64,
+    },
+    /// The group would have too many groups above it.
+    #[error("a group {MOST_DEEP} levels below the root: there can be no group below it")]
+    TooDeep,
+    /// There are as many groups as there can be.
+    #[error("there are {MOST_GROUPS} groups, the most that an engine can have")]
+    TooMany,
+    /// The limit and the space are of different engines.
+    #[error("the memory limit is of another engine: make it with the engine of the space")]
+    OtherEngine,
+    /// There is no memory for the call.
+    #[error("there is no memory for a group, or for a space in it")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for MemoryLimitError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl MemoryLimitError {
+    /// Returns Linux's number of the error.
+    pub fn errno(self) -> i32 {
+        match self {
+            Self::OutOfMemory => crate::errno::ENOMEM,
+            _ => crate::errno::EINVAL,
+        }
+    }
+}
+
+/// What a group has and has done, as [`MemoryLimit::usage`] returns it. Each number includes the groups below it. It is a snapshot if
+/// other threads are in calls. The names are those of Linux's `memory.stat` and `memory.events`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryUsage {
+    /// The pages charged to the group that are in memory, anonymous ones and those of files.
+    pub resident: u64,
+    /// The anonymous pages among them.
+    pub anonymous: u64,
+    /// The pages of files among them. It is 0 for now: pages of files are charged to no group.
+    pub file: u64,
+    /// The pages that threads have charged in advance, for their next faults. They count against the limits, and are no pages yet.
+    pub stock: u64,
+    /// The slots of swap space in use.
+    pub swap: u64,
+    /// The number of charges that went over high.
+    pub high: u64,
+    /// The number of charges that were refused, since they would have gone over max.
+    pub max: u64,
+    /// The number of faults and calls that failed, since no page of the group could be reclaimed.
+    pub out_of_memory: u64,
+    /// The number of pages that were evicted and came back.
+    pub refaults: u64,
+    /// The number of pages that reclaim looked at.
+    pub scanned: u64,
+    /// The number of pages that reclaim took out of all entries.
+    pub reclaimed: u64,
+}
+
+/// A group of spaces that pay for their pages together, up to a limit. This is a handle: clones are the same group.
+///
+/// A group ends when its last handle, its last space and its last group below are gone. The pages that it still pays for are then
+/// charged to the group above alone: pages of a transfer under way, for example.
+///
+/// ```
+/// # use faultless::address::PAGE_SIZE;
+/// use faultless::{AddressSpace, Engine, LimitConfig, Limits, MapRequest, MemoryLimit};
+/// # use faultless_soft::{Cpu, Soft};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let engine = Engine::new(Soft::new(1024)?, Limits::default())?;
+/// let limit = MemoryLimit::new(&engine, LimitConfig::max(64))?;
+/// let space: AddressSpace<Soft> = AddressSpace::new_in(&engine, &limit)?;
+/// let memory = space.map_owned(MapRequest::anonymous(100 * PAGE_SIZE))?;
+/// space.store_u64(memory.address(), 42)?;
+/// assert_eq!(limit.usage().anonymous, 1);
+/// # Ok(())
+/// # }
+/// ```
+pub struct MemoryLimit<H: Host>(Shared<Handle<H>>);
+
+/// What the handles of a group share.
+struct Handle<H: Host> {
+    engine: Arc<Engine<H>>,
+    group: GroupId,
+    /// Keeps the group above.
+    parent: Option<MemoryLimit<H>>,
+}
+
+impl<H: Host> Clone for MemoryLimit<H> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<H: Host> MemoryLimit<H> {
+    /// Makes a group below the root, which has no limits.
+    ///
+    /// Make the first group before the first page is mapped: reclaim does not find anonymous pages that are older, unless the engine
+    /// had a swap device by then.
+    ///
+    /// # Errors
+    /// [`MemoryLimitError`].
+    pub fn new(engine: &Arc<Engine<H>>, config: LimitConfig) -> Result<Self, MemoryLimitError> {
+        config.check(None)?;
+        Self::make(engine, config, None)
+    }
+
+    /// Makes a group below this one. Each page of it counts here too.
+    ///
+    /// # Errors
+    /// [`MemoryLimitError`].
+    pub fn child(&self, config: LimitConfig) -> Result<Self, MemoryLimitError> {
+        config.check(Some(self.config().max))?;
+        if self.groups().depth(self.0.group) >= MOST_DEEP {
+            return Err(MemoryLimitError::TooDeep);
+        }
+        Self::make(&self.0.engine, config, Some(self.clone()))
+    }
+
+    fn make(
+        engine: &Arc<Engine<H>>,
+        config: LimitConfig,
+        parent: Option<Self>,
+    ) -> Result<Self, MemoryLimitError> {
+        drop(engine.prepare()?);
+        let groups = engine.sections().groups();
+        if groups.has_ended() {
+            // Stocks of groups that have ended keep their records.
+            engine.take_stocks_of_ended();
+        }
+        let group = groups.take()?.ok_or(MemoryLimitError::TooMany)?;
+        let above = parent.as_ref().map_or(GroupId::ROOT, |parent| parent.0.group);
+        groups.begin(group, above, config);
+        // From here on, the end of the handle ends the group.
+        let handle = Handle { engine: engine.clone(), group, parent };
+        let limit = Self(Shared::try_new_charged(engine.sections(), handle)?);
+        engine.add_queues(group)?;
+        engine.start_reclaim();
+        Ok(limit)
+    }
+
+    fn groups(&self) -> &Groups {
+        self.0.engine.sections().groups()
+    }
+
+    /// Returns the group's number, by which hosts and folios name it.
+    pub fn group(&self) -> GroupId {
+        self.0.group
+    }
+
+    /// Returns whether the group is of `engine`.
+    pub(crate) fn is_of(&self, engine: &Arc<Engine<H>>) -> bool {
+        Arc::ptr_eq(&self.0.engine, engine)
+    }
+
+    /// Returns the limits.
+    pub fn config(&self) -> LimitConfig {
+        self.groups().get(self.0.group).map_or(LimitConfig::max(LimitConfig::NONE), |group| LimitConfig {
+            high: group.high(),
+            max: group.max(),
+        })
+    }
+
+    /// Changes the limits. If the group has more pages than the new `max`, reclaims until it has not, or until no page can be taken.
+    /// After that, faults reclaim as they do at max. Waits for processors that have old translations, and for no I/O. The caller holds
+    /// nothing that a fault needs.
+    ///
+    /// # Errors
+    /// [`MemoryLimitError`]: the limits are as before. `AboveParent` is also returned if a group below has a larger `max`.
+    pub fn set(&self, config: LimitConfig) -> Result<(), MemoryLimitError> {
+        let above = self.0.parent.as_ref().map(|parent| parent.config().max);
+        config.check(above)?;
+        let groups = self.groups();
+        let mut below = None;
+        groups.each_live(|_, group| {
+            let max = group.max();
+            if group.parent() == self.0.group && max > config.max && max != LimitConfig::NONE {
+                below = Some(max);
+            }
+        });
+        if let Some(max) = below {
+            return Err(MemoryLimitError::AboveParent { max, parent: config.max });
+        }
+        groups.set(self.0.group, config);
+        self.0.engine.reclaim_down_to_max(self.0.group);
+        Ok(())
+    }
+
+    /// Returns what the group has and has done. Looks at the slot of each thread, so do not call it for every fault.
+    pub fn usage(&self) -> MemoryUsage {
+        let groups = self.groups();
+        let Some(group) = groups.get(self.0.group) else { return MemoryUsage::default() };
+        let charged = group.usage();
+        let stocks = self.0.engine.sections().stocks().map(Stock::seen);
+        let stock = stocks.filter(|(of, _)| groups.is_within(*of, self.0.group)).map(|(_, n)| n).sum();
+        let resident = charged.saturating_sub(stock);
+        MemoryUsage {
+            resident,
+            anonymous: resident,
+            file: 0,
+            stock,
+            swap: group.swap(),
+            high: group.count(Event::High),
+            max: group.count(Event::Max),
+            out_of_memory: group.count(Event::OutOfMemory),
+            refaults: group.count(Event::Refault),
+            scanned: group.count(Event::Scanned),
+            reclaimed: group.count(Event::Reclaimed),
+        }
+    }
+}
+
+impl<H: Host> Drop for Handle<H> {
+    fn drop(&mut self) {
+        self.engine.sections().groups().end(self.group);
+    }
+}

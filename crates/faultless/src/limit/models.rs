@@ -1,0 +1,73 @@
+//! Models of a stock that its thread uses while another thread takes it back.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p faultless --lib --profile checked limit`
+
+use super::LimitConfig;
+use crate::host::GroupId;
+use crate::sync::{FenceBarrier, Sections, SlotIndex, spin_loop};
+use loom::thread;
+use std::sync::Arc;
+
+fn slot() -> SlotIndex {
+    SlotIndex::new(0).unwrap()
+}
+
+/// Takes a page of `group`, as a fault does.
+fn take(sections: &Sections, group: GroupId) {
+    // SAFETY: the slot is this thread's, and all sections are entered with this barrier.
+    let section = unsafe { sections.enter(slot(), &FenceBarrier) };
+    if !section.stock().take(group) {
+        section.stock().charge(sections.groups(), group).unwrap();
+    }
+}
+
+/// Gives a page of `group` back, as a thread that frees a frame does.
+fn put(sections: &Sections, group: GroupId) {
+    let back = sections.stock(slot()).put(&FenceBarrier, group);
+    sections.groups().uncharge(group, back);
+}
+
+/// Runs `owner` while another thread takes the stock back. The owner has `before` pages at first and `after` at the end.
+fn beside_a_taker(
+    before: u64,
+    after: u64,
+    owner: impl Fn(&Sections, GroupId) + Copy + Send + Sync + 'static,
+) {
+    loom::model(move || {
+        let sections = Arc::new(Sections::new());
+        let groups = sections.groups();
+        let group = groups.take().unwrap().unwrap();
+        groups.begin(group, GroupId::ROOT, LimitConfig::max(16));
+        (0..before).for_each(|_| take(&sections, group));
+        let taker = thread::spawn({
+            let sections = sections.clone();
+            move || sections.take_stocks(&FenceBarrier, |_| true, |_| spin_loop())
+        });
+        owner(&sections, group);
+        taker.join().unwrap();
+        let (of, stock) = sections.stock(slot()).seen();
+        assert!(of == group || stock == 0, "pages were lost: they are in a stock of no group");
+        let usage = groups.get(group).unwrap().usage();
+        assert_eq!(usage, after + stock, "pages were lost, or are in two places");
+        // The stock is of use again.
+        take(&sections, group);
+        put(&sections, group);
+        assert_eq!(groups.get(group).unwrap().usage(), after + sections.stock(slot()).seen().1);
+    });
+}
+
+#[test]
+fn a_fault_takes_from_its_stock_while_that_is_taken_back() {
+    beside_a_taker(1, 2, take);
+}
+
+#[test]
+fn a_freed_page_goes_to_a_stock_that_is_taken_back() {
+    beside_a_taker(2, 1, put);
+}
+
+#[test]
+fn a_thread_ends_while_its_stock_is_taken_back() {
+    // SAFETY: the thread is in no section, and no other thread uses the slot.
+    beside_a_taker(1, 1, |sections, _| unsafe { sections.unlist(slot()) });
+}

@@ -1,0 +1,206 @@
+//! The stock of a slot: pages that are charged to one group already, for the next faults of the slot's thread.
+//!
+//! ```text
+//! fault, in its section:     group is mine, pages > 0: pages - 1            plain loads and stores
+//! free:                      mark; group is mine: pages + 1; unmark         plain loads and stores
+//! a thread that takes back:  group |= TAKEN; heavy; wait until no section and no mark is older; take the pages; group = 0
+//! ```
+//! A thread uses its stock in a section, or between two steps of `mark`. A thread that takes the stocks of others sets TAKEN, and
+//! then waits for these. So either the owner sees TAKEN and leaves the stock alone, or the other thread waits until it has finished.
+//! Only an owner that changes the group of its stock, and a thread that takes it, change `group`; both by compare-and-swap.
+
+use super::groups::{Charged, Groups, MOST_GROUPS};
+use crate::host::GroupId;
+use crate::sync::Barrier;
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::plain;
+
+/// Set in `group` while another thread takes the pages.
+const TAKEN: u32 = 1 << 31;
+const _: () = assert!(MOST_GROUPS < TAKEN as usize);
+
+/// The stock of a slot.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    /// The group that pays, 0 for none, and TAKEN. Atomic.
+    group: AtomicU32,
+    /// The pages. Written by the slot's thread; by the one that has set TAKEN, after its wait.
+    pages: AtomicU32,
+    /// The number of pages that the last charge took for the stock; 0 if only one could be had. Twice as many may gather when
+    /// frames are freed. Used by the slot's thread alone.
+    share: plain::AtomicU32,
+    /// Odd while the slot's thread uses the stock outside a section. Written by the slot's thread.
+    mark: AtomicUsize,
+    /// Whether the slot's thread has charged a page over high, and has not reclaimed for that. Used by the slot's thread alone.
+    owes: plain::AtomicBool,
+    /// Whether the last charge of the slot's thread was refused. Used by the slot's thread alone.
+    is_refused: plain::AtomicBool,
+}
+
+impl Stock {
+    /// Makes an empty stock of no group.
+    pub fn new() -> Self {
+        Self {
+            group: AtomicU32::new(0),
+            pages: AtomicU32::new(0),
+            share: plain::AtomicU32::new(0),
+            mark: AtomicUsize::new(0),
+            owes: plain::AtomicBool::new(false),
+            is_refused: plain::AtomicBool::new(false),
+        }
+    }
+
+    /// Takes a page that `group` pays for, if there is one. For the slot's thread, in a section.
+    #[inline]
+    pub fn take(&self, group: GroupId) -> bool {
+        // Acquire, partner: `take_back`, whose use of the pages comes before.
+        if self.group.load(Ordering::Acquire) != group.get() {
+            return false;
+        }
+        let Some(rest) = self.pages.load(Ordering::Relaxed).checked_sub(1) else { return false };
+        self.pages.store(rest, Ordering::Relaxed);
+        true
+    }
+
+    /// Charges `group` for a page, and for some more that stay here. For the slot's thread, in a section.
+    ///
+    /// # Errors
+    /// The group that would go over max; nothing is charged.
+    #[cold]
+    #[inline(never)]
+    pub fn charge(&self, groups: &Groups, group: GroupId) -> Result<Charged, GroupId> {
+        if !self.change_to(groups, group) {
+            return groups.charge(group, 1);
+        }
+        let charged = groups.charge_some(group);
+        let share = charged.map_or(0, |charged| charged.pages as u32 - 1);
+        // Of a group without room nothing gathers here.
+        self.share.store(share, Ordering::Relaxed);
+        self.pages.store(self.pages.load(Ordering::Relaxed) + share, Ordering::Relaxed);
+        charged
+    }
+
+    /// Gives the pages back, and makes the stock one of `group`. Returns false if another thread is taking the pages.
+    fn change_to(&self, groups: &Groups, group: GroupId) -> bool {
+        let (old, new) = (self.group.load(Ordering::Acquire), group.get());
+        if old == new || old & TAKEN != 0 {
+            return old == new;
+        }
+        let pages = self.pages.load(Ordering::Relaxed);
+        self.pages.store(0, Ordering::Relaxed);
+        self.share.store(0, Ordering::Relaxed);
+        groups.add_stock(group);
+        let is_changed = self.group.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        groups.uncharge(id(old), u64::from(pages));
+        groups.subtract_stock(if is_changed { id(old) } else { group });
+        is_changed
+    }
+
+    /// Takes back a page that `group` pays for, after its frame was freed. Returns the number of pages for which the caller
+    /// takes the charge back. For the slot's thread, in a section or not.
+    pub fn put(&self, barrier: &impl Barrier, group: GroupId) -> u64 {
+        let mark = self.mark.load(Ordering::Relaxed);
+        barrier.mark(&self.mark, mark + 1);
+        let back = if self.group.load(Ordering::Acquire) == group.get() {
+            let share = self.share.load(Ordering::Relaxed);
+            let pages = self.pages.load(Ordering::Relaxed) + 1;
+            let back = if pages <= 2 * share { 0 } else { pages - share };
+            self.pages.store(pages - back, Ordering::Relaxed);
+            u64::from(back)
+        } else {
+            1
+        };
+        self.mark.store(mark + 2, Ordering::Release);
+        back
+    }
+
+    /// Gives all pages back, for the slot's thread, which has ended or is about to.
+    pub fn give_back(&self, barrier: &impl Barrier, groups: &Groups) {
+        let mark = self.mark.load(Ordering::Relaxed);
+        barrier.mark(&self.mark, mark + 1);
+        self.change_to_none(groups);
+        self.owes.store(false, Ordering::Relaxed);
+        self.mark.store(mark + 2, Ordering::Release);
+    }
+
+    fn change_to_none(&self, groups: &Groups) {
+        let old = self.group.load(Ordering::Acquire);
+        if old == 0 || old & TAKEN != 0 {
+            return;
+        }
+        let pages = self.pages.load(Ordering::Relaxed);
+        self.pages.store(0, Ordering::Relaxed);
+        let is_changed = self.group.compare_exchange(old, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        groups.uncharge(id(old), u64::from(pages));
+        if is_changed {
+            groups.subtract_stock(id(old));
+        }
+    }
+
+    /// Returns the group and the number of pages: a snapshot.
+    pub fn seen(&self) -> (GroupId, u64) {
+        (id(self.group.load(Ordering::Relaxed)), u64::from(self.pages.load(Ordering::Relaxed)))
+    }
+
+    /// Sets TAKEN, if `wanted` returns true for the group. Returns whether it did. The caller waits for sections and marks, and
+    /// then calls [`Stock::take_back`]. One thread at a time does so.
+    pub fn begin_taking(&self, wanted: impl FnOnce(GroupId) -> bool) -> bool {
+        let group = self.group.load(Ordering::Relaxed);
+        group != 0
+            && group & TAKEN == 0
+            && wanted(id(group))
+            && self.group.compare_exchange(group, group | TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Returns the word that is odd while the stock is in use outside a section.
+    pub fn mark(&self) -> &AtomicUsize {
+        &self.mark
+    }
+
+    /// Gives the pages back to their group, if TAKEN is set. Returns their number.
+    pub fn take_back(&self, groups: &Groups) -> u64 {
+        let group = self.group.load(Ordering::Relaxed);
+        if group & TAKEN == 0 {
+            return 0;
+        }
+        let pages = u64::from(self.pages.load(Ordering::Relaxed));
+        self.pages.store(0, Ordering::Relaxed);
+        groups.uncharge(id(group), pages);
+        groups.subtract_stock(id(group));
+        // Release, partner: `take` and `put`.
+        self.group.store(0, Ordering::Release);
+        pages
+    }
+
+    /// Notes that the slot's thread has charged a page over high.
+    pub fn owe(&self) {
+        self.owes.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the slot's thread has charged a page over high.
+    #[inline]
+    pub fn owes(&self) -> bool {
+        self.owes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a charge of the slot's thread was refused.
+    pub fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether a charge of the slot's thread was refused since the last call.
+    pub fn take_refusal(&self) -> bool {
+        let was_refused = self.is_refused.load(Ordering::Relaxed);
+        self.is_refused.store(false, Ordering::Relaxed);
+        was_refused
+    }
+
+    /// Notes that the slot's thread reclaims for its page over high.
+    pub fn forgive(&self) {
+        self.owes.store(false, Ordering::Relaxed);
+    }
+}
+
+fn id(group: u32) -> GroupId {
+    GroupId::new(group & !TAKEN)
+}

@@ -1,0 +1,198 @@
+//! Reclaim: takes frames back from spaces.
+//!
+//! ```text
+//!  folio ──home──► record of a leaf table ──mark──► space ──► the entry
+//!         in one read section, without a lock or a handle of the space
+//! ```
+//!
+//! | file | |
+//! |---|---|
+//! | `walk.rs` | the steps for a batch of folios |
+//! | `file_pages.rs` | a mapped page of a file |
+//! | `shared_table.rs` | a page of a leaf table that several spaces share |
+//! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
+//! | `groups.rs` | the queues of all groups: gathers the pages that faults have made, chooses a group |
+//! | `ageing.rs` | the queues of one group: asks the policy, takes reports |
+//! | `policy.rs` | the interface of a policy: the order in which pages are tried |
+//! | `small_main.rs` | the default policy |
+//! | `generations.rs` | a second policy |
+//! | `order.rs` | the policies by name, and the one of an engine |
+//! | `queue.rs` | stacks of arrivals and queues, linked through the folios |
+//!
+//! The count of uses of a page is in its folio: `frame/uses.rs`.
+
+pub(crate) mod ageing;
+mod file_pages;
+mod generations;
+pub(crate) mod groups;
+mod order;
+pub(crate) mod policy;
+pub(crate) mod queue;
+mod shared_table;
+mod small_main;
+mod space_head;
+mod walk;
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, feature = "std", not(loom)))]
+mod tests;
+
+use crate::engine::Engine;
+use crate::frame::Folio;
+use crate::host::{Frame, GroupId, Host, OutOfMemory, Slots};
+use crate::limit::{Event, Group};
+use crate::sync::{Mutex, Section, plain};
+use ageing::Ageing;
+pub(crate) use ageing::BATCH;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+pub(crate) use file_pages::Taking;
+use groups::{Queues, Victims};
+use order::Policy;
+pub use order::ReclaimOrder;
+use policy::Report;
+pub(crate) use policy::Shadow;
+use queue::{Distance, Folios};
+pub(crate) use space_head::{Refusal, SpaceHead, Victim, VictimKind};
+pub(crate) use walk::{Kinds, Reclaimed};
+
+/// The state of an engine's reclaim.
+pub(crate) struct Reclaim {
+    queues: Mutex<Queues<Policy>>,
+    /// The number of threads that reclaim. Atomic.
+    reclaimers: plain::AtomicU64,
+    /// The number of pages of the root that were evicted. Each other group has a count of its own. Atomic.
+    evictions: plain::AtomicU64,
+}
+
+impl Reclaim {
+    /// Makes the state of a reclaim that tries pages in this order.
+    pub fn new(order: ReclaimOrder) -> Self {
+        let (reclaimers, evictions) = Default::default();
+        Self { queues: Mutex::new(Queues::new(Policy::new(order))), reclaimers, evictions }
+    }
+}
+
+impl<H: Host> Folios for Engine<H> {
+    #[inline]
+    fn folio(&self, frame: Frame) -> &Folio {
+        Engine::folio(self, frame)
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy, or has mapped a page of a file. Called in
+    /// the fault's section, if [`Engine::reclaims`] or [`Engine::reclaims_files`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
+    #[inline]
+    pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame, folio: &Folio) {
+        debug_assert!(core::ptr::eq(folio, self.folio(frame)), "the folio of another frame");
+        section.arrivals().push(folio, frame, Distance::NEW);
+    }
+
+    /// Notes an anonymous page as [`Engine::arrived`] does, if the engine reclaims. For a caller in no section.
+    pub(crate) fn arrived_outside(&self, frame: Frame) {
+        if self.reclaims() {
+            let (slot, _guard) = self.host().slots().pin();
+            self.sections().arrivals(slot).push(self.folio(frame), frame, Distance::NEW);
+        }
+    }
+
+    /// Returns the count of evictions of `group`.
+    fn evictions(&self, group: GroupId) -> &plain::AtomicU64 {
+        self.sections().groups().get(group).map_or(&self.reclaim.evictions, Group::evictions)
+    }
+
+    /// Notes that a fault has begun to read a page that was evicted before into `frame`. `shadow` comes from the page's slot. For a
+    /// caller in no section.
+    pub(crate) fn refaulted(&self, frame: Frame, shadow: Shadow) {
+        let group = self.folio(frame).group();
+        let evictions = self.evictions(group).load(plain::Ordering::Relaxed);
+        let distance = Distance::of(evictions.saturating_sub(shadow.get()));
+        self.sections().groups().note(group, Event::Refault, 1);
+        let (slot, _guard) = self.host().slots().pin();
+        self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
+    }
+
+    /// Counts an eviction of a page of `group`, and returns the shadow that the page's slot keeps. Called once for each page that is
+    /// evicted.
+    pub(crate) fn evicted(&self, group: GroupId) -> Shadow {
+        Shadow::new(self.evictions(group).fetch_add(1, plain::Ordering::Relaxed))
+    }
+
+    /// Returns the shadow of a page of the root that is evicted now.
+    pub(crate) fn shadow_now(&self) -> Shadow {
+        Shadow::new(self.reclaim.evictions.load(plain::Ordering::Relaxed))
+    }
+
+    /// Fills `batch` with the next frames of `group` and the groups below it that reclaim should try. The caller reports the result
+    /// for each ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have another page, by the time
+    /// the caller looks.
+    pub(crate) fn next_victims(&self, group: GroupId, batch: &mut [Frame]) -> Victims {
+        self.lock(&self.reclaim.queues).next_victims(self, self.sections(), group, batch)
+    }
+
+    /// Takes the result for a frame of `group` that [`Engine::next_victims`] has returned. It counts the use of a page that was
+    /// young. If the frame is still in use, it goes back into a queue.
+    pub(crate) fn report(&self, group: GroupId, frame: Frame, report: Report) {
+        self.lock(&self.reclaim.queues).report(self, group, frame, report);
+    }
+
+    /// Makes the queues of a new group.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(crate) fn add_queues(&self, group: GroupId) -> Result<(), OutOfMemory> {
+        let mut spare: Vec<Ageing<Policy>> = Vec::new();
+        let room = self.lock(&self.reclaim.queues).room();
+        let needed = group.get() as usize;
+        if room < needed {
+            // No memory is asked for under the lock. Another thread may make more room meanwhile.
+            spare.try_reserve_exact(needed.next_power_of_two()).map_err(|_| OutOfMemory)?;
+        }
+        let old = self.lock(&self.reclaim.queues).add(group, spare);
+        drop(old);
+        Ok(())
+    }
+
+    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the
+    /// number of frames that are free now, with those whose write has ended already, as on a device in memory.
+    pub(crate) fn report_taken(&self, group: GroupId, frames: &[Frame]) -> u64 {
+        if frames.is_empty() {
+            return 0;
+        }
+        let mut freed = 0;
+        let mut queues = self.lock(&self.reclaim.queues);
+        for frame in frames {
+            let is_free = self.folio(*frame).is_free();
+            freed += u64::from(is_free);
+            let report = if is_free { Report::Freed } else { Report::Taken };
+            queues.report(self, group, *frame, report);
+        }
+        freed
+    }
+
+    /// Tries to free `pages` frames of anonymous pages now, as `memory.reclaim` of a control group does. Returns the number of
+    /// frames that it has freed, which may be higher: pages are taken in batches. Writes that it has started free more when they
+    /// end. A page that was used since reclaim looked at it last stays. Without a swap device, nothing is freed.
+    ///
+    /// Waits for processors that have old translations, and for nothing else.
+    pub fn reclaim(self: &Arc<Self>, pages: u64) -> u64 {
+        self.take_pages(GroupId::ROOT, pages, Kinds::All).freed
+    }
+
+    /// Makes faults put pages into reclaim's queues, as an engine that can swap does. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn queue_pages_for_reclaim(&self) {
+        self.start_reclaim();
+    }
+
+    /// Returns the frames that reclaim would try, in its order, and puts them back. At most 64 of them. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn frames_for_reclaim(&self) -> Vec<Frame> {
+        let mut batch = [self.zero_frame(); ageing::BATCH];
+        let Victims { group, count, .. } = self.next_victims(GroupId::ROOT, &mut batch);
+        batch[..count].iter().for_each(|frame| self.report(group, *frame, Report::Busy));
+        batch[..count].to_vec()
+    }
+}

@@ -1,0 +1,111 @@
+//! A space, as reclaim sees it. Reclaim comes from a folio by its home, and knows neither the space's locking design nor a
+//! handle of it.
+
+use crate::engine::StaleBatch;
+use crate::host::{Frame, Host, Slot};
+use crate::sync::Section;
+use crate::tables::LeafRecord;
+use core::marker::PhantomData;
+use core::ptr::{self, NonNull};
+
+/// A page that reclaim wants to take out of one entry. The caller has a pin on the folio and has isolated it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Victim {
+    pub frame: Frame,
+    pub kind: VictimKind,
+    /// Whether the page is taken even if its accessed bit is set.
+    pub takes_young: bool,
+}
+
+/// The kind of a page that reclaim takes. It decides which entry is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VictimKind {
+    /// An anonymous page. The entry is to name the slot to which the folio is attached, with its generation.
+    Swapped(Slot, u16),
+    /// An anonymous page that is to be dropped (MADV_FREE). The entry becomes GONE.
+    Dropped,
+    /// A clean page of a file. The entry becomes GONE.
+    File,
+}
+
+/// The reason why reclaim has left an entry as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The entry does not map the frame any more, or the frame has left its slot.
+    Gone,
+    /// Other work is under way on the page, or in the whole space. Reclaim waits for none.
+    Busy,
+    /// A processor has used the page since reclaim last looked.
+    Young,
+    /// The mapping is locked (mlock).
+    Locked,
+    /// The page is pinned for I/O.
+    Pinned,
+    /// The page was to be dropped, and several spaces have it by a leaf table that they share. It needs a slot.
+    NotAlone,
+    /// The count of the slot is full.
+    Full,
+    /// There is no slot, or no place on a device.
+    NoSlot,
+    /// The page of a file has to be written first.
+    Dirty,
+}
+
+/// Takes the page of `victim` out of the entry at `index` of the table with this record, if that entry maps it. See
+/// [`SpaceHead::take`].
+type Take<H> = unsafe fn(
+    NonNull<SpaceHead<H>>,
+    &Section<'_>,
+    u64,
+    Victim,
+    &mut StaleBatch<'_, H>,
+) -> Result<(), Refusal>;
+
+/// The first field of each space, whatever its design. The mark in the record of a leaf table is its address.
+#[repr(C)]
+pub(crate) struct SpaceHead<H: Host> {
+    take: Take<H>,
+}
+
+impl<H: Host> SpaceHead<H> {
+    /// Makes the head of a space.
+    ///
+    /// # Safety
+    /// `take` may be called with the address of this head, in a section in which the space was found by a record of one of its
+    /// leaf tables.
+    pub const unsafe fn new(take: Take<H>) -> Self {
+        Self { take }
+    }
+}
+
+/// A space that was found by a record, and is memory until the section ends.
+pub(super) struct Found<'s, H: Host> {
+    head: NonNull<SpaceHead<H>>,
+    section: &'s Section<'s>,
+    /// The first page that the leaf table covers.
+    first: u64,
+    engine: PhantomData<&'s H>,
+}
+
+impl<'s, H: Host> Found<'s, H> {
+    /// Returns the space that announces in the leaf table with `record`, which was found by a folio's home in `section`. `None`
+    /// if several spaces have the table.
+    pub fn by_record(record: &'s LeafRecord, section: &'s Section<'s>) -> Option<Self> {
+        let head = NonNull::new(ptr::with_exposed_provenance_mut(record.space()?.address()))?;
+        Some(Self { head, section, first: record.first(), engine: PhantomData })
+    }
+
+    /// Tries to take the page of `victim` out of entry `index` of the table. Waits for nothing. If it does, the entry names the
+    /// slot, the slot counts one more entry, the mapping is dropped, and the page is noted in `stale`.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the entry is as before, but for its accessed bit.
+    pub fn take(&self, index: u64, victim: Victim, stale: &mut StaleBatch<'_, H>) -> Result<(), Refusal> {
+        // SAFETY: the record was found in the section, so the space is memory until the section ends (rule H5): it is freed a
+        // grace period after its last table has gone. All spaces of an engine have the host's type in their head.
+        unsafe {
+            let take = (*self.head.as_ptr()).take;
+            take(self.head, self.section, self.first + index, victim, stale)
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A swap device that keeps pages in memory, compressed by LZ4.
+//!
+//! ```text
+//! place ──► shard (place mod 16) ──► the page's compressed bytes       dead: places that were released and still have bytes
+//! ```
+//! [`SwapDevice::release`] may be called in a read section, where no lock may be taken. So it only marks the place as dead. The bytes of
+//! dead places are freed when a place is reserved or bytes are needed.
+#![forbid(unsafe_code)]
+
+use super::SwapDevice;
+use super::places::Places;
+use super::slot::Location;
+use crate::address::PAGE_SIZE;
+use crate::errno::EIO;
+use crate::host::OutOfMemory;
+use crate::store::{Bytes, StoreError, Transfer};
+use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// A page that is larger when it is compressed is refused: it would save too little for the time that it takes.
+const LARGEST: usize = PAGE / 4 * 3;
+const SHARDS: u64 = 16;
+/// The number of pages that can be compressed at the same time.
+const SCRATCHES: usize = 4;
+/// The most places whose bytes one call frees, besides one that needs bytes.
+const FEW: u64 = 64;
+
+/// A swap device in memory, whose pages are compressed by LZ4.
+///
+/// It refuses a page that compresses to more than 3,072 bytes, so that the page goes to the next device. It allocates from the global
+/// allocator at each write, as many bytes as the compressed page has. If there are none, it refuses the page. Reads allocate nothing.
+/// [`Engine::metadata_bytes`](crate::Engine::metadata_bytes) does not include it; [`CompressedMemory::bytes`] tells its size.
+pub struct CompressedMemory {
+    places: Places,
+    /// A bit for each place that was released and still has bytes. Atomic.
+    dead: Vec<AtomicU64>,
+    /// The number of bits in `dead`, which may be ahead of them. Atomic.
+    dead_count: AtomicU64,
+    /// The word of `dead` at which the next search begins. Atomic.
+    next_dead: AtomicUsize,
+    shards: [Mutex<Shard>; SHARDS as usize],
+    scratches: [Mutex<Scratch>; SCRATCHES],
+    /// The scratch that the next write tries first. Atomic.
+    next_scratch: AtomicUsize,
+    /// The number of compressed bytes, with those of dead places. Atomic.
+    bytes: AtomicUsize,
+    /// The most compressed bytes. Immutable.
+    most_bytes: usize,
+}
+
+/// The compressed bytes of each place of a shard.
+#[derive(Default)]
+struct Shard(Vec<Option<Box<[u8]>>>);
+
+/// The memory that compressing a page needs.
+struct Scratch {
+    table: CompressTable,
+    output: Box<[u8]>,
+}
+
+impl Scratch {
+    fn new() -> Result<Self, OutOfMemory> {
+        let mut output = Vec::new();
+        output.try_reserve_exact(get_maximum_output_size(PAGE)).map_err(|_| OutOfMemory)?;
+        output.resize(get_maximum_output_size(PAGE), 0);
+        Ok(Self { table: CompressTable::small(), output: output.into_boxed_slice() })
+    }
+}
+
+impl CompressedMemory {
+    /// Makes a device for at most `pages` pages, whose compressed bytes are at most `bytes`. Takes about 52 KiB, and 2 bits for each
+    /// page, at once.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]. If the allocator has no room for the 8 KiB table of a compressor, the program is aborted: make a device early.
+    pub fn new(pages: u64, bytes: usize) -> Result<Self, OutOfMemory> {
+        let pages = pages.min(Location::PLACES);
+        let places = Places::new(pages)?;
+        let mut dead = Vec::new();
+        let words = pages.div_ceil(64) as usize;
+        dead.try_reserve_exact(words).map_err(|_| OutOfMemory)?;
+        dead.resize_with(words, AtomicU64::default);
+        let scratches = [Scratch::new()?, Scratch::new()?, Scratch::new()?, Scratch::new()?];
+        Ok(Self {
+            places,
+            dead,
+            dead_count: AtomicU64::new(0),
+            next_dead: AtomicUsize::new(0),
+            shards: core::array::from_fn(|_| Mutex::default()),
+            scratches: scratches.map(Mutex::new),
+            next_scratch: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            most_bytes: bytes,
+        })
+    }
+
+    /// Returns the number of compressed bytes. Those of pages that were given back not long ago are included.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn write(&self, place: u64, page: &[u8]) -> Result<usize, StoreError> {
+        let refused = StoreError::NoSpace { offset: place * PAGE_SIZE };
+        let compressed = self.compress(page).ok_or(refused)?;
+        if !self.take_bytes(compressed.len()) {
+            return Err(refused);
+        }
+        let mut shard = self.shards[(place % SHARDS) as usize].lock();
+        let index = (place / SHARDS) as usize;
+        let missing = (index + 1).saturating_sub(shard.0.len());
+        if shard.0.try_reserve(missing).is_err() {
+            self.bytes.fetch_sub(compressed.len(), Ordering::Relaxed);
+            return Err(refused);
+        }
+        if missing > 0 {
+            shard.0.resize_with(index + 1, || None);
+        }
+        let old = shard.0[index].replace(compressed);
+        drop(shard);
+        self.bytes.fetch_sub(old.map_or(0, |old| old.len()), Ordering::Relaxed);
+        Ok(PAGE)
+    }
+
+    /// Returns the page's compressed bytes, unless they are too many or there is no memory.
+    fn compress(&self, page: &[u8]) -> Option<Box<[u8]>> {
+        let mut scratch = self.scratch();
+        let Scratch { table, output } = &mut *scratch;
+        let length =
+            compress_into_with_table(page, output, table).ok().filter(|length| *length <= LARGEST)?;
+        let mut compressed = Vec::new();
+        compressed.try_reserve_exact(length).ok()?;
+        compressed.extend_from_slice(&output[..length]);
+        Some(compressed.into_boxed_slice())
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        let first = self.next_scratch.fetch_add(1, Ordering::Relaxed);
+        let at = |step: usize| &self.scratches[first.wrapping_add(step) % SCRATCHES];
+        (0..SCRATCHES).find_map(|step| at(step).try_lock()).unwrap_or_else(|| at(0).lock())
+    }
+
+    /// Counts `length` more bytes, if there is room for them. Frees those of dead places if there is none.
+    fn take_bytes(&self, length: usize) -> bool {
+        for is_last in [false, true] {
+            let old = self.bytes.fetch_add(length, Ordering::Relaxed);
+            if old.saturating_add(length) <= self.most_bytes {
+                return true;
+            }
+            self.bytes.fetch_sub(length, Ordering::Relaxed);
+            if !is_last {
+                self.free_dead(u64::MAX);
+            }
+        }
+        false
+    }
+
+    fn read(&self, place: u64, page: &mut [u8]) -> Result<usize, StoreError> {
+        let offset = place * PAGE_SIZE;
+        let shard = self.shards[(place % SHARDS) as usize].lock();
+        let compressed = shard.0.get((place / SHARDS) as usize).and_then(Option::as_deref);
+        let compressed = compressed.ok_or(StoreError::PastEnd { offset })?;
+        decompress_into(compressed, page).map_err(|_| StoreError::Io { offset, errno: EIO })
+    }
+
+    /// Frees the bytes of at most `most` dead places. The places are free afterwards.
+    fn free_dead(&self, most: u64) {
+        let mut freed = 0;
+        let first = self.next_dead.load(Ordering::Relaxed);
+        for step in 0..self.dead.len() {
+            if freed >= most || self.dead_count.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            let index = (first + step) % self.dead.len();
+            if self.dead[index].load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            // Acquire, partner: `release`. The page's transfers have ended.
+            let mut bits = self.dead[index].swap(0, Ordering::Acquire);
+            self.dead_count.fetch_sub(u64::from(bits.count_ones()), Ordering::Relaxed);
+            freed += u64::from(bits.count_ones());
+            self.next_dead.store(index, Ordering::Relaxed);
+            while bits != 0 {
+                let place = index as u64 * 64 + u64::from(bits.trailing_zeros());
+                bits &= bits - 1;
+                self.free(place);
+            }
+        }
+    }
+
+    fn free(&self, place: u64) {
+        let mut shard = self.shards[(place % SHARDS) as usize].lock();
+        let old = shard.0.get_mut((place / SHARDS) as usize).and_then(Option::take);
+        drop(shard);
+        self.bytes.fetch_sub(old.map_or(0, |old| old.len()), Ordering::Relaxed);
+        self.places.put(place);
+    }
+}
+
+impl SwapDevice for CompressedMemory {
+    fn capacity(&self) -> u64 {
+        self.places.count()
+    }
+
+    fn reserve(&self) -> Option<u64> {
+        self.free_dead(FEW);
+        self.places.take().or_else(|| {
+            self.free_dead(FEW);
+            self.places.take()
+        })
+    }
+
+    fn release(&self, place: u64) {
+        let Some(word) = self.dead.get((place / 64) as usize).filter(|_| place < self.places.count()) else {
+            return;
+        };
+        // Before the bit, so that the count is never behind.
+        self.dead_count.fetch_add(1, Ordering::Relaxed);
+        let bit = 1 << (place % 64);
+        if word.fetch_or(bit, Ordering::Release) & bit != 0 {
+            self.dead_count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        let result = transfer.move_pages(|offset, bytes| {
+            let place = offset / PAGE_SIZE;
+            match bytes {
+                Bytes::Read(page) => self.read(place, page),
+                Bytes::Write(page) => self.write(place, page),
+            }
+        });
+        transfer.complete(result);
+    }
+}

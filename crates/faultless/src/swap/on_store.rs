@@ -1,0 +1,92 @@
+//! A swap device over a store, such as a file or a partition.
+#![forbid(unsafe_code)]
+
+use super::SwapDevice;
+use super::places::Places;
+use super::slot::Location;
+use crate::address::PAGE_SIZE;
+use crate::host::OutOfMemory;
+use crate::store::{Store, StoreError, Transfer};
+
+/// A swap device over a [`Store`]: page `n` of the store is place `n`. The store keeps its length, which the device reads once.
+///
+/// ```no_run
+/// use faultless::store::FileStore;
+/// use faultless::swap::StoreDevice;
+/// use std::sync::Arc;
+///
+/// # fn add(engine: &faultless::Engine<faultless_soft::Soft>) -> Result<(), Box<dyn std::error::Error>> {
+/// // A file of the size that the swap space shall have.
+/// let store = FileStore::open_rw("/var/swap")?;
+/// engine.add_swap(Arc::new(StoreDevice::new(store)?))?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The store must allow writes. A store that does not is found out at the first pages that are written: after three failures the engine
+/// writes no more to it.
+#[derive(Debug)]
+pub struct StoreDevice<S> {
+    /// Immutable.
+    store: S,
+    places: Places,
+}
+
+/// The reason why a store cannot be a swap device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreDeviceError {
+    /// The store has not told its length.
+    #[error("the store does not tell its length")]
+    Length(#[source] StoreError),
+    /// The store is smaller than a page.
+    #[error("the store has {length} bytes, and a page needs {}", PAGE_SIZE)]
+    TooSmall {
+        /// The length of the store, in bytes.
+        length: u64,
+    },
+    /// There is no memory for one bit a page.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+impl<S: Store> StoreDevice<S> {
+    /// Makes a device of as many pages as `store` has now. A page that is not whole is left out.
+    ///
+    /// # Errors
+    /// [`StoreDeviceError`].
+    pub fn new(store: S) -> Result<Self, StoreDeviceError> {
+        let length = store.length().map_err(StoreDeviceError::Length)?;
+        let pages = (length / PAGE_SIZE).min(Location::PLACES);
+        if pages == 0 {
+            return Err(StoreDeviceError::TooSmall { length });
+        }
+        Ok(Self { store, places: Places::new(pages)? })
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+}
+
+impl<S: Store> SwapDevice for StoreDevice<S> {
+    fn capacity(&self) -> u64 {
+        self.places.count()
+    }
+
+    fn reserve(&self) -> Option<u64> {
+        self.places.take()
+    }
+
+    fn release(&self, place: u64) {
+        self.places.put(place);
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        self.store.submit(transfer);
+    }
+
+    fn max_pages(&self) -> usize {
+        self.store.max_pages()
+    }
+}
