@@ -423,6 +423,7 @@ fn guards_hold_under_a_crowd_of_faults<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(10, PAGES)).unwrap();
     let (stop, refused) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for thread in 0..3 {
             let (space, stop, refused) = (&space, &stop, &refused);
             scope.spawn(move || {

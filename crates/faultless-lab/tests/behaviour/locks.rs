@@ -484,6 +484,7 @@ fn listings_wait_for_nobody<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(resident(&space, 10, 1), "0");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {

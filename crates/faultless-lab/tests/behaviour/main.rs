@@ -33,7 +33,7 @@ use faultless::store::{FileStore, GatedStore};
 use faultless::sync::Shared;
 use faultless::{Engine, FaultError, File, Limits, MapRequest, Placement};
 use faultless_soft::AccessError;
-use stand::{Ran, Space, Stand, report};
+use stand::{Ran, Space, Stand, Stopped, report};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -426,6 +426,7 @@ fn truncation_reaches_moved_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
         (0..4).for_each(|i| assert_eq!(space.load_u64(at(10 + i)).unwrap(), word(i as u8 + 1)));
         stop.store(false, Ordering::Relaxed);
         std::thread::scope(|scope| {
+            let _stopped = Stopped(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     remap(&space, (10, 4), 4, FIXED, 40).unwrap();
@@ -518,6 +519,7 @@ fn faults_and_moves_at_once<S: Stand, D: LockingDesign>() -> Ran<S> {
     let stop = AtomicBool::new(false);
     let moves = std::sync::atomic::AtomicU64::new(0);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for thread in 0..2_u64 {
             let (space, stop) = (&space, &stop);
             scope.spawn(move || {

@@ -93,6 +93,7 @@ fn stores_beside_refreshing_are_never_lost<S: Stand, D: LockingDesign>() -> Ran<
     space.map(shared(&real.file, 10, 4, READ_WRITE)).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         let mapped = scope.spawn(|| {
             for number in 1..=400 {
                 for page in 0..4 {

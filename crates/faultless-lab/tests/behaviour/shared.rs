@@ -437,6 +437,7 @@ fn a_crowd_of_stores_syncs_and_truncations<S: Stand, D: LockingDesign>() -> Ran<
     let stop = AtomicBool::new(false);
     let last: [AtomicU64; 3] = std::array::from_fn(|_| AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for (thread, space) in [&one, &other, &one].into_iter().enumerate() {
             let (stop, last, real) = (&stop, &last, &real);
             scope.spawn(move || {

@@ -417,6 +417,7 @@ fn many_stores_beside_forks_and_ends<S: Stand, D: LockingDesign>() -> Ran<S> {
     (FIRST..=LAST).for_each(|page| space.store_u64(at(page), 0).unwrap());
     let stop = &AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(stop);
         let space = &space;
         for half in [FIRST, FIRST + PAGES / 2] {
             scope.spawn(move || {

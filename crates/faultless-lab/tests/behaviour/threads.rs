@@ -43,6 +43,7 @@ fn invariant_3_no_access_reaches_what_is_gone<S: Stand, D: LockingDesign>() -> R
     let space = machine.space::<D>();
     let (stop, mapped) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -88,6 +89,7 @@ fn invariant_7_a_fork_is_one_instant<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(1000, PAGES)).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for second in [false, true] {
             let (space, stop) = (&space, &stop);
             scope.spawn(move || {
@@ -138,6 +140,7 @@ fn faults_maps_and_forks_side_by_side<S: Stand, D: LockingDesign>() -> Ran<S> {
     let space = machine.space::<D>();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for thread in 0..4_u64 {
             let (space, stop) = (&space, &stop);
             // The ranges do not start at a leaf table, so that neighbours share tables.
@@ -209,6 +212,7 @@ fn a_file_under_a_tight_limit_shows_its_bytes<S: Stand, D: LockingDesign>() -> R
     let (space, file) = (machine.space::<D>(), machine.file(PAGES));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
         for thread in 0..4_u64 {
             let (space, file, stop) = (&space, &file, &stop);
             scope.spawn(move || {

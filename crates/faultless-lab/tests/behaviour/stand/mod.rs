@@ -17,6 +17,7 @@ use faultless_soft::{AccessError, Cpu, PageFault};
 use std::fmt::Display;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Host on which tests run, with the facts that they need to know about it.
@@ -138,5 +139,14 @@ impl<S: Stand, D: LockingDesign> Cpu for Space<S, D> {
 
     fn is_dirty(&self, address: VirtAddr) -> bool {
         self.processor.is_dirty(address)
+    }
+}
+
+/// Sets the flag when it is dropped, also by a failed assertion. The other threads of the test end then, and the failure is shown.
+pub(crate) struct Stopped<'a>(pub &'a AtomicBool);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
