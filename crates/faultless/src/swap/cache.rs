@@ -36,6 +36,11 @@ impl<H: Host> Engine<H> {
             let number = folio.index();
             return Some((Slot::new(number)?, space.slots.get(number)?.state().generation()));
         }
+        // A thread that takes the folio out of its last slot has perhaps not yet read from the folio which slot that is.
+        let is_leaving = space.slots.get(folio.index()).is_some_and(|last| last.attached() == Some(frame));
+        if is_leaving {
+            return None;
+        }
         let location = space.devices.reserve(0)?;
         match space.slots.take() {
             Ok((number, slot)) => {

@@ -94,7 +94,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         if !folio.take_cached() {
             return false;
         }
-        // The folio is attached to no other slot meanwhile: the caller's entry or pin is in use, or it has the folio isolated.
+        // The folio is attached to no other slot until `leave` has cleared this slot's name of it: `Engine::attach_slot`.
         let number = folio.index();
         if let Some(slot) = self.slots.get(number) {
             self.leave(number, slot, None);

@@ -30,12 +30,10 @@ const SKIPPED: &[(&str, &str)] = &[
     ("refresh::a_dirty_page_refuses_to_be_refreshed", "needs a page that stays dirty"),
     ("refresh::refreshed_pages_are_the_stores", "needs pages that stay in memory"),
     ("shared::usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back", "counts dirty pages"),
-    ("tables::many_stores_beside_forks_and_ends", "open fault: a folio may be taken out of its slot twice"),
     ("tables::a_table_is_shared_until_one_of_both_writes", "counts frames and tables"),
     ("tables::usage_counts_who_shares", "counts pages in memory"),
     ("tables::who_is_left_has_the_table_for_himself", "counts frames"),
     ("tables::without_memory_nothing_is_shared", "reads its pages while each allocation fails"),
-    ("threads::invariant_7_a_fork_is_one_instant", "open fault: a folio may be taken out of its slot twice"),
     ("threads::no_memory_beside_changes_is_an_error_and_no_hang", "needs memory that runs out"),
 ];
 
