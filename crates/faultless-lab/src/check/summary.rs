@@ -48,7 +48,7 @@ pub struct Summary {
     pub results: BTreeMap<String, BTreeMap<String, u64>>,
     /// The number of known differences, by name.
     pub known: BTreeMap<String, u64>,
-    /// What was swapped, if the engine's memory was limited.
+    /// The numbers of pages swapped out and in, if the engine's memory was limited.
     pub pressure: Option<Pressure>,
     /// The difference that ended the run, if any.
     pub difference: Option<Found>,

@@ -143,7 +143,7 @@ impl MemoryLimitError {
     }
 }
 
-/// What a group has and has done, as [`MemoryLimit::usage`] returns it. Each number includes the groups below it. It is a snapshot if
+/// The pages that a group has now and the events that it has had, as [`MemoryLimit::usage`] returns it. Each number includes the groups below it. It is a snapshot if
 /// other threads are in calls. The names are those of Linux's `memory.stat` and `memory.events`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -194,7 +194,7 @@ pub struct MemoryUsage {
 /// ```
 pub struct MemoryLimit<H: Host>(Shared<Handle<H>>);
 
-/// What the handles of a group share.
+/// The part of a group that all its handles share.
 struct Handle<H: Host> {
     engine: Arc<Engine<H>>,
     group: GroupId,
@@ -302,7 +302,7 @@ impl<H: Host> MemoryLimit<H> {
         Ok(())
     }
 
-    /// Returns what the group has and has done. Looks at the slot of each thread, so do not call it for every fault.
+    /// Returns the pages that the group has now and the events that it has had. Looks at the slot of each thread, so do not call it for every fault.
     pub fn usage(&self) -> MemoryUsage {
         let groups = self.groups();
         let Some(group) = groups.get(self.0.group) else { return MemoryUsage::default() };

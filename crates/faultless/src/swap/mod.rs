@@ -24,7 +24,7 @@
 //! | `slot.rs` | one slot: its word, and the steps on it |
 //! | `table.rs` | the slots of an engine |
 //! | `steps.rs` | the steps that change a folio and its slot together; models in `models.rs` |
-//! | `cache.rs` | what the engine's other parts call |
+//! | `cache.rs` | the interface for the engine's other parts |
 //! | `write_out.rs`, `read_in.rs`, `transfer.rs` | transfers to and from devices, with checksums |
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |

@@ -68,7 +68,7 @@ const IS_LINK: u64 = 1 << 63;
 /// Marks the time of the folio's eviction, a count of evictions.
 const IS_TIME: u64 = 1 << 62;
 
-/// What the word of a slot said at one moment.
+/// A value of the word of a slot, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State(u64);
 

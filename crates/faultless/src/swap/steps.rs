@@ -1,7 +1,7 @@
 //! The steps that change a folio and its slot together. The engine takes them (`cache.rs`), and so do the models.
 //!
 //! Two threads may be the last to want a page: one drops the last entry's use of the slot, the other the last reference to the folio
-//! but that of the swap cache. Whoever comes last takes the folio out and frees both.
+//! but that of the swap cache. The later of the two takes the folio out and frees both.
 //!
 //! ```text
 //! an entry goes      slot: count - 1;         fence;  nothing but IN_CACHE?       freeze the folio
@@ -79,7 +79,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     /// Attaches the pinned folio of `frame` to the free slot `number`, which the caller has from [`SlotTable::take`]. Returns the
     /// generation; `None` if the folio cannot be attached: the slot is free again, and the location goes back to its device.
     pub fn attach(self, number: Slot, slot: &SwapSlot, frame: Frame, location: Location) -> Option<u16> {
-        // Everything before the folio's mark: whoever sees the mark may take the folio out at once.
+        // Everything before the folio's mark: a thread that sees the mark may take the folio out at once.
         let generation = slot.begin(frame, location);
         if self.around.folio(frame).attach(number.get()) {
             return Some(generation);
@@ -277,7 +277,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     /// caller has pinned the folio and isolated it, and no write of it is under way. So no write begins, the folio is not evicted,
     /// and no other thread changes the place while the slot is in this life.
     pub fn leave_place(self, number: u64, slot: &SwapSlot, generation: u16) -> PlaceLeft {
-        // Whoever frees the slot gives its place back. This reference keeps that from happening meanwhile.
+        // The thread that frees the slot gives its place back. No thread frees it while this reference is held.
         if !slot.try_count(generation) {
             return PlaceLeft::Kept;
         }

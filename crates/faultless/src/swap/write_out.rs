@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 /// The number of failures after which the write of a page is given up.
 const FAILURES: u8 = 3;
 
-/// What [`Engine::write_out`] did with its folios.
+/// The numbers of folios that [`Engine::write_out`] has freed, has begun to write, or has left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WrittenOut {
     /// The number of folios whose frames are free now.
@@ -36,7 +36,7 @@ pub(crate) struct WrittenOut {
     pub busy: usize,
 }
 
-/// What becomes of one folio.
+/// The outcome for one folio.
 enum Out {
     Freed,
     Started,

@@ -1,4 +1,4 @@
-//! What comes back from devices: the right bytes, or an error.
+//! A read from a device returns the right bytes or an error.
 
 #[cfg(feature = "lz4")]
 use super::super::CompressedMemory;

@@ -31,7 +31,7 @@ pub(super) struct Memory {
     free: Mutex<Vec<u64>>,
 }
 
-// SAFETY: the bytes of a frame belong to whoever has the frame.
+// SAFETY: the owner of a frame has its bytes alone.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -191,7 +191,7 @@ unsafe impl StdHost for Machine {
 /// An engine with swap devices, and the pages of a test.
 pub(super) struct World(pub(super) Arc<Engine<Machine>>);
 
-/// What an entry says of a page in swap space.
+/// The slot and the generation that an entry names.
 pub(super) type Swapped = (Slot, u16);
 
 impl World {
