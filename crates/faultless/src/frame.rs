@@ -61,7 +61,7 @@ pub struct Folio {
     home: AtomicU64,
     /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot. Atomic. The thread that has the
     /// frame alone writes it, or the thread that attaches the folio to a slot.
-    index: plain::AtomicU64,
+    index: AtomicU64,
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
     error: plain::AtomicU32,
@@ -187,7 +187,7 @@ impl Folio {
         Self {
             word: AtomicU64::new(0),
             home: AtomicU64::new(0),
-            index: plain::AtomicU64::new(0),
+            index: AtomicU64::new(0),
             error: plain::AtomicU32::new(0),
             group: plain::AtomicU32::new(0),
             place: ListPlace {

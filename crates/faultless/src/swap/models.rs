@@ -110,7 +110,7 @@ fn check(bound: usize, model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// The last entry and the last pin go at once: whoever is last frees the folio and the slot.
+/// The last entry and the last pin go at once: the later of the two frees the folio and the slot.
 #[test]
 fn the_last_entry_and_the_last_pin() {
     check(4, || {
@@ -147,6 +147,33 @@ fn a_page_that_is_wanted_again() {
         thread.join().expect("no panic");
         assert!(!world.is_free(frame(0)), "a page is lost that an entry wants");
         world.steps().put(number.get(), slot);
+        world.check_that_all_is_free(&[0]);
+    });
+}
+
+/// A store takes the folio out of its slot, while reclaim attaches the folio to another one. Each slot is left once.
+#[test]
+fn a_take_out_beside_an_attach() {
+    check(4, || {
+        let world = Arc::new(World::new());
+        world.attach(0);
+        assert!(world.folio(frame(0)).begin_mapping(false));
+        let theirs = world.clone();
+        let thread = spawn(move || theirs.steps().take_out(frame(0)));
+        while world.folio(frame(0)).is_in_slot() {
+            yield_now();
+        }
+        let (number, slot) = world.slots.take().expect("memory");
+        let _ = world.steps().attach(number, slot, frame(0), HERE);
+        assert!(thread.join().expect("no panic"), "the folio had a slot");
+        assert_eq!(
+            world.slots.used(),
+            u64::from(world.folio(frame(0)).is_in_slot()),
+            "the wrong slot was left"
+        );
+        world.steps().take_out(frame(0));
+        assert!(!world.folio(frame(0)).put(Reference::Mapping));
+        world.steps().unpin(frame(0));
         world.check_that_all_is_free(&[0]);
     });
 }
@@ -239,7 +266,7 @@ fn two_faults_read_once() {
                         Cached::Pinned(found) => break found,
                         Cached::Busy => yield_now(),
                         Cached::Absent => {
-                            if steps.begin_read(number, slot, 0, mine).is_ok() {
+                            if steps.begin_read(number, slot, 0, mine, false).is_ok() {
                                 reads.fetch_add(1, plain::Ordering::Relaxed);
                                 let bytes = world.device.load(Ordering::Acquire);
                                 world.bytes[mine.get() as usize].store(bytes, Ordering::Relaxed);
@@ -284,7 +311,7 @@ fn a_read_beside_an_eviction() {
                     steps.unpin(found);
                     None
                 }
-                _ => steps.begin_read(number, slot, generation, frame(1)).ok(),
+                _ => steps.begin_read(number, slot, generation, frame(1), false).ok(),
             }
         });
         if world.steps().try_evict(frame(0)) == Evicted::Kept {
@@ -339,7 +366,7 @@ impl World {
                 Cached::Pinned(found) => return found,
                 Cached::Busy => yield_now(),
                 Cached::Absent => {
-                    if steps.begin_read(number, slot, 0, mine).is_ok() {
+                    if steps.begin_read(number, slot, 0, mine, false).is_ok() {
                         let bytes = self.device.load(Ordering::Acquire);
                         self.bytes[mine.get() as usize].store(bytes, Ordering::Relaxed);
                         self.folio(mine).finish_read();

@@ -81,7 +81,7 @@ impl<H: Host> Engine<H> {
         let Some(found) = space.slots.get(slot.get()) else { return SwapIn::Gone };
         // Made before any thread waits for the read.
         let Some(completion) = self.completion_of(slot, frame) else { return SwapIn::OutOfMemory };
-        match steps.begin_read(slot, found, generation, frame) {
+        match steps.begin_read(slot, found, generation, frame, false) {
             Ok(()) => {}
             Err(NotBegun::InCache) => return SwapIn::Lost,
             Err(NotBegun::Gone) => return SwapIn::Gone,
@@ -175,7 +175,7 @@ impl<H: Host> Engine<H> {
     ) -> bool {
         let found = space.slots.get(slot.get()).filter(|_| self.may_read_ahead(slot));
         let has_begun =
-            found.is_some_and(|found| steps.begin_read_ahead(slot, found, generation, frame).is_ok());
+            found.is_some_and(|found| steps.begin_read(slot, found, generation, frame, true).is_ok());
         if has_begun {
             let (own, _guard) = self.host().slots().pin();
             let counters = self.sections().counters(own);

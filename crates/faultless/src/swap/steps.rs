@@ -77,11 +77,16 @@ impl<S> Copy for Steps<'_, S> {}
 
 impl<'a, S: Surroundings> Steps<'a, S> {
     /// Attaches the pinned folio of `frame` to the free slot `number`, which the caller has from [`SlotTable::take`]. Returns the
-    /// generation; `None` if the folio cannot be attached: the slot is free again, and the location goes back to its device.
+    /// generation; `None` if the folio cannot be attached, or is still being taken out of its last slot: the slot is free again, and the
+    /// location goes back to its device.
     pub fn attach(self, number: Slot, slot: &SwapSlot, frame: Frame, location: Location) -> Option<u16> {
+        let folio = self.around.folio(frame);
+        // A thread that takes the folio out of its last slot has perhaps cleared the mark, but not yet read which slot that is.
+        let is_leaving = !mutant!("attaches_beside_take_out")
+            && self.slots.get(folio.index()).is_some_and(|last| last.attached() == Some(frame));
         // Everything before the folio's mark: a thread that sees the mark may take the folio out at once.
         let generation = slot.begin(frame, location);
-        if self.around.folio(frame).attach(number.get()) {
+        if !is_leaving && folio.attach(number.get()) {
             return Some(generation);
         }
         self.leave(number.get(), slot, None);
@@ -94,7 +99,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         if !folio.take_cached() {
             return false;
         }
-        // The folio is attached to no other slot until `leave` has cleared this slot's name of it: `Engine::attach_slot`.
+        // The folio is attached to no other slot until this slot no longer names it, which `leave` sees to: `attach` looks.
         let number = folio.index();
         if let Some(slot) = self.slots.get(number) {
             self.leave(number, slot, None);
@@ -210,8 +215,8 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         Cached::Busy
     }
 
-    /// Attaches the new folio of `frame` to a slot whose bytes are to be read, with two pins: the caller's and the read's. The caller
-    /// has the frame alone. The slot is counted for the read.
+    /// Attaches the new folio of `frame` to a slot whose bytes are to be read. The read has a pin, and so has the caller, unless no
+    /// fault needs the page yet (`is_ahead`). The caller has the frame alone. The slot is counted for the read.
     ///
     /// # Errors
     /// [`NotBegun`]: the caller still has the frame alone.
@@ -221,23 +226,10 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         slot: &SwapSlot,
         generation: u16,
         frame: Frame,
+        is_ahead: bool,
     ) -> Result<(), NotBegun> {
-        slot.begin_read(generation, false)?;
-        self.around.folio(frame).begin_swapped_in(number.get(), 2);
-        slot.publish(frame);
-        Ok(())
-    }
-
-    /// Attaches a folio as [`Steps::begin_read`] does, for a page that no fault needs yet. The read has the only pin.
-    pub fn begin_read_ahead(
-        self,
-        number: Slot,
-        slot: &SwapSlot,
-        generation: u16,
-        frame: Frame,
-    ) -> Result<(), NotBegun> {
-        slot.begin_read(generation, true)?;
-        self.around.folio(frame).begin_swapped_in(number.get(), 1);
+        slot.begin_read(generation, is_ahead)?;
+        self.around.folio(frame).begin_swapped_in(number.get(), if is_ahead { 1 } else { 2 });
         slot.publish(frame);
         Ok(())
     }
