@@ -51,8 +51,7 @@ pub(crate) fn run<S: Stand>(module: &str, name: &str, test: impl FnOnce() -> Ran
     let file = module.split("::").nth(1).expect("a module in a file");
     let is_it = |(skipped, _): &&(&str, &str)| skipped.split_once("::") == Some((file, name));
     if let Some((skipped, reason)) = SKIPPED.iter().find(is_it) {
-        println!("skipped under pressure: {skipped}: {reason}");
-        return;
+        return faultless_lab::skipped::skipped(format_args!("{skipped} under pressure: {reason}"));
     }
     IS_ON.set(true);
     report::<S>(test());
