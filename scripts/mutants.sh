@@ -93,6 +93,7 @@ relinked_by_a_store      | faultless      | lib | a_life_that_begins_while_its_f
 looks_before_it_notes    | faultless-soft | loom_waits | a_wait_for_a_place_against_ | deadlock
 wakes_before_the_place   | faultless-soft | loom_waits | a_wait_for_a_place_against_an_unpin | deadlock
 unpin_without_fence      | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
+attaches_beside_take_out | faultless      | lib | a_take_out_beside_an_attach | (the wrong slot was left|taken out twice)
 unwant_without_fence     | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
 write_without_generation | faultless      | lib | a_write_beside_the_next_life | (an older write came late|taken for written)
 no_recheck_of_slot       | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
@@ -112,11 +113,11 @@ slot_not_dropped         | faultless-soft | loom_swap | exit_against_reclaim | a
 slot_stays_behind        | faultless-soft | loom_swap | remap_against_reclaim | a page was lost
 reclaims_pinned          | faultless-soft | loom_swap | a_pin_against_reclaim | a pinned page was reclaimed
 reclaims_locked          | faultless-soft | loom_swap | mlock_against_reclaim | a locked page was reclaimed
-resumes_by_number        | faultless-soft | loom_swap | a_fault_that_waited_against_the_next_life | a page of the slot's earlier life
+resumes_by_number        | faultless-soft | loom_swap | a_fault_that_waited_against_the_next_life | a page of the slot.s earlier life
 no_lock_at_swap_in       | faultless-soft | loom_swap_shared | two_spaces_bring_a_page_back | (invariant 6|isolated.rs)
 slot_left_beside_reclaim | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | exceeded maximum number of branches
 shared_table_not_locked  | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | (invariant 6|rule H2)
-slot_not_counted         | faultless-soft | loom_swap_shared | a_copy_of_slots_against_the_childs_end | (a page was lost|a slot's count below zero)
+slot_not_counted         | faultless-soft | loom_swap_shared | a_copy_of_slots_against_the_childs_end | (a page was lost|a slot.s count below zero)
 one_sharer_invalidated   | faultless-soft | loom_swap_shared | accesses_against_reclaim_from_a_shared_table | (invariant 3|Causality violation)
 shared_without_invalidate | faultless-soft | loom_swap_shared | fork_shares_a_table_against_reclaim | invariant 7
 gone_without_invalidate  | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3

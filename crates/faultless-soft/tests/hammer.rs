@@ -1,6 +1,7 @@
 //! Stress tests with watchdogs: many threads, few frames, tiny page caches.
 #![cfg(not(loom))]
 
+use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{Host, Park};
@@ -36,20 +37,6 @@ impl Store for Stamped {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
-}
-
 /// Returns the number of seconds for which each test runs.
 fn seconds() -> u64 {
     std::env::var("HAMMER_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
@@ -57,7 +44,7 @@ fn seconds() -> u64 {
 
 /// Runs `threads` threads, each of which calls `work` with its number until the time is up. Exits the process on a
 /// hang.
-fn hammer(name: &str, engine: &Arc<Engine<Soft>>, threads: u64, work: impl Fn(u64, &mut Random) + Sync) {
+fn hammer(name: &str, engine: &Arc<Engine<Soft>>, threads: u64, work: impl Fn(u64, &mut Rng) + Sync) {
     let progress: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(0)).collect();
     let (stop, left) = (AtomicBool::new(false), AtomicU64::new(threads));
     std::thread::scope(|scope| {
@@ -71,7 +58,7 @@ fn hammer(name: &str, engine: &Arc<Engine<Soft>>, threads: u64, work: impl Fn(u6
                     }
                 }
                 let _leaves = Leaves(left);
-                let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ ((thread + 1) * 0x1234_5677));
+                let mut random = Rng::with_seed(thread);
                 while !stop.load(Ordering::Relaxed) {
                     work(thread, &mut random);
                     progress[thread as usize].fetch_add(1, Ordering::Relaxed);
@@ -127,19 +114,19 @@ fn misses(cached_pages: u64, writable: bool) {
             MapRequest::file(&file, 0, PAGES * PAGE_SIZE, rights)
         };
         let at = space.map(request).unwrap();
-        let exits = random.below(4) == 0;
+        let exits = random.u64(..4) == 0;
         std::thread::scope(|scope| {
             if exits {
                 let other = space.clone();
-                let delay = random.below(400);
+                let delay = random.u64(..400);
                 scope.spawn(move || {
                     std::thread::sleep(Duration::from_micros(delay));
                     other.exit();
                 });
             }
-            for _ in 0..random.below(6) {
-                let page = random.below(PAGES);
-                let access = if writable && random.below(3) == 0 { Access::Write } else { Access::Read };
+            for _ in 0..random.u64(..6) {
+                let page = random.u64(..PAGES);
+                let access = if writable && random.u64(..3) == 0 { Access::Write } else { Access::Read };
                 let mut fault = space.fault(add(at, page), access);
                 let me = engine.host().park().current();
                 loop {
@@ -157,7 +144,7 @@ fn misses(cached_pages: u64, writable: bool) {
                         Err(FaultError::PastEnd { .. }) if writable => break,
                         Err(error) => panic!("{error}"),
                     };
-                    fault = match random.below(if thread == 0 { 1 } else { 8 }) {
+                    fault = match random.u64(..if thread == 0 { 1 } else { 8 }) {
                         0 | 1 => pending.wait(),
                         2 => break drop(pending),
                         3 => {
@@ -166,12 +153,12 @@ fn misses(cached_pages: u64, writable: bool) {
                         }
                         4 => {
                             pending.notify(me).unwrap();
-                            std::thread::sleep(Duration::from_micros(random.below(300)));
+                            std::thread::sleep(Duration::from_micros(random.u64(..300)));
                             break drop(pending);
                         }
                         5 => {
                             pending.notify(me).unwrap();
-                            if random.below(2) == 0 {
+                            if random.u64(..2) == 0 {
                                 pending.notify(me).unwrap();
                             }
                             pending.wait()
@@ -200,18 +187,18 @@ fn misses(cached_pages: u64, writable: bool) {
                 }
             }
             if writable {
-                match random.below(12) {
+                match random.u64(..12) {
                     0 => file.handle().start_sync(),
                     1 => _ = file.handle().sync(),
-                    2 => file.handle().set_length(random.below(PAGES * PAGE_SIZE) + 1).unwrap(),
+                    2 => file.handle().set_length(random.u64(..PAGES * PAGE_SIZE) + 1).unwrap(),
                     3 => file.handle().set_length(PAGES * PAGE_SIZE).unwrap(),
                     4 => {
                         _ = file
                             .handle()
-                            .punch_hole(random.below(PAGES * PAGE_SIZE), random.below(4 * PAGE_SIZE) + 1)
+                            .punch_hole(random.u64(..PAGES * PAGE_SIZE), random.u64(..4 * PAGE_SIZE) + 1)
                     }
-                    5 => _ = file.handle().write_at(random.below(PAGES * PAGE_SIZE), &[1; 9000]),
-                    6 => _ = file.handle().read_at(random.below(PAGES * PAGE_SIZE), &mut [1; 9000]),
+                    5 => _ = file.handle().write_at(random.u64(..PAGES * PAGE_SIZE), &[1; 9000]),
+                    6 => _ = file.handle().read_at(random.u64(..PAGES * PAGE_SIZE), &mut [1; 9000]),
                     _ => {}
                 }
             }
@@ -295,16 +282,16 @@ fn ranges_by_64_threads() {
     let space = Space::new(&engine).unwrap();
     let base = VirtAddr::new(0x1000_0000);
     hammer("ranges", &engine, 64, |_, random| {
-        let (first, pages) = (random.below(200), random.below(60) + 1);
+        let (first, pages) = (random.u64(..200), random.u64(..60) + 1);
         let at = add(base, first);
-        match random.below(9) {
+        match random.u64(..9) {
             0..3 => {
                 let _ = space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at)));
             }
             3 => _ = space.unmap(at, pages * PAGE_SIZE),
             4 => _ = space.protect(at, pages * PAGE_SIZE, Protection::READ),
             5 => _ = space.protect(at, pages * PAGE_SIZE, Protection::READ | Protection::WRITE),
-            6 if random.below(16) == 0 => _ = space.fork(),
+            6 if random.u64(..16) == 0 => _ = space.fork(),
             7 => {
                 if let Ok(at) = space.map(MapRequest::anonymous(pages * PAGE_SIZE)) {
                     space.unmap(at, pages * PAGE_SIZE).unwrap();
@@ -334,11 +321,11 @@ fn comers(engine: Arc<Engine<Soft>>) {
     let comers = AtomicU64::new(0);
     let rights = Protection::READ | Protection::WRITE;
     hammer("comers", &engine, 6, |thread, random| {
-        let page = random.below(PAGES);
+        let page = random.u64(..PAGES);
         let at = add(base, page);
         if thread < 2 {
             // Page n holds n + 1, from the file or from private memory; new memory holds zeros.
-            match random.below(4) {
+            match random.u64(..4) {
                 0 => _ = space.unmap(at, PAGE_SIZE),
                 1 => {
                     let request = MapRequest::file(&file, page, PAGE_SIZE, rights);
@@ -354,18 +341,18 @@ fn comers(engine: Arc<Engine<Soft>>) {
             }
             return;
         }
-        let threads: Vec<_> = (0..random.below(8) + 1)
+        let threads: Vec<_> = (0..random.u64(..8) + 1)
             .map(|_| {
-                let (space, page, seed) = (space.clone(), random.below(PAGES), random.next() | 1);
+                let (space, page, seed) = (space.clone(), random.u64(..PAGES), random.u64(..));
                 comers.fetch_add(1, Ordering::Relaxed);
                 std::thread::spawn(move || {
-                    let mut random = Random(seed);
-                    for _ in 0..random.below(4) + 1 {
-                        let at = VirtAddr::new(add(base, page).get() + 8 * random.below(512));
+                    let mut random = Rng::with_seed(seed);
+                    for _ in 0..random.u64(..4) + 1 {
+                        let at = VirtAddr::new(add(base, page).get() + 8 * random.u64(..512));
                         if let Ok(word) = space.load_u64(at) {
                             assert!(word == 0 || word == page + 1, "invariant 3: {word} in page {page}");
                         }
-                        if random.below(3) == 0 {
+                        if random.u64(..3) == 0 {
                             let at = add(base, page);
                             let _ = space.store_u64(at, page + 1);
                         }
@@ -419,7 +406,7 @@ fn fork_sees_one_instant() {
             }
         }
         3 => {
-            let at = add(starts[random.below(2) as usize], random.below(PAGES));
+            let at = add(starts[random.u64(..2) as usize], random.u64(..PAGES));
             space.protect(at, PAGE_SIZE, Protection::READ).unwrap();
             space.protect(base, PAGES * PAGE_SIZE, Protection::READ | Protection::WRITE).unwrap();
             space.protect(starts[1], PAGES * PAGE_SIZE, Protection::READ | Protection::WRITE).unwrap();
@@ -461,10 +448,10 @@ fn files(name: &str, engine: &Arc<Engine<Soft>>) {
     let rights = Protection::READ | Protection::WRITE;
     let done: Vec<AtomicU64> = (0..20).map(|_| AtomicU64::new(0)).collect();
     hammer(name, engine, 14, |_, random| {
-        let page = random.below(PAGES);
+        let page = random.u64(..PAGES);
         let at = add(base, page);
-        let (offset, length) = (random.below(PAGES * PAGE_SIZE), random.below(3 * PAGE_SIZE) + 1);
-        let op = random.below(20);
+        let (offset, length) = (random.u64(..PAGES * PAGE_SIZE), random.u64(..3 * PAGE_SIZE) + 1);
+        let op = random.u64(..20);
         let is_ok = match op {
             0 => space.load_u64(at).is_ok(),
             1 => space.store_u64(at, 7).is_ok(),
@@ -478,7 +465,7 @@ fn files(name: &str, engine: &Arc<Engine<Soft>>) {
             9 => (file.handle().start_sync(), true).1,
             10 => space.sync(base, PAGES * PAGE_SIZE, faultless::SyncFlags::SYNC).is_ok(),
             11 => space.pin(at, if page % 2 == 0 { Access::Read } else { Access::Write }).is_ok(),
-            12 => random.below(8) == 0 && space.fork().is_ok_and(|child| child.load_u64(at).is_ok()),
+            12 => random.u64(..8) == 0 && space.fork().is_ok_and(|child| child.load_u64(at).is_ok()),
             13 => space.unmap(at, 2 * PAGE_SIZE).is_ok(),
             14 => {
                 let request = match page % 3 {

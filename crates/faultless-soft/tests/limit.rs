@@ -1,6 +1,7 @@
 //! Groups of spaces that pay for their memory up to a limit.
 #![cfg(not(loom))]
 
+use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::Access;
@@ -61,18 +62,6 @@ fn check(space: &Space, pages: std::ops::Range<u64>) {
     pages.for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 1, "page {page}"));
 }
 
-/// Numbers in no order, the same in each run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
 /// Checks that a group pays for nothing.
 fn is_empty(limit: &Limit) {
     let usage = limit.usage();
@@ -87,9 +76,9 @@ fn end(engine: &Engine<Soft>) {
 }
 
 fn random_stores(space: &Space, seed: u64, count: u32) {
-    let (mut model, mut numbers) = (HashMap::new(), Numbers(seed));
+    let (mut model, mut numbers) = (HashMap::new(), Rng::with_seed(seed));
     for _ in 0..count {
-        let (page, value) = (numbers.next(PAGES), numbers.next(u64::MAX));
+        let (page, value) = (numbers.u64(..PAGES), numbers.u64(..));
         let expected = model.get(&page).copied().unwrap_or(0);
         assert_eq!(space.load_u64(at(page)).unwrap(), expected, "page {page}");
         space.store_u64(at(page), value).unwrap();
@@ -458,9 +447,9 @@ fn many_threads_in_a_small_group_all_finish() {
             for thread in 0..THREADS {
                 let space = &space;
                 scope.spawn(move || {
-                    let mut numbers = Numbers(thread + 1);
+                    let mut numbers = Rng::with_seed(thread + 1);
                     for round in 0..20 {
-                        let page = numbers.next(PAGES);
+                        let page = numbers.u64(..PAGES);
                         let address = VirtAddr::new(at(page).get() + thread % 512 * 8);
                         space.store_u64(address, thread + round).unwrap();
                         assert_eq!(space.load_u64(address).unwrap(), thread + round);
@@ -486,9 +475,9 @@ fn many_threads_over_many_pages_all_finish() {
     std::thread::scope(|scope| {
         for (thread, space) in (0..10).flat_map(|_| &spaces).enumerate() {
             scope.spawn(move || {
-                let (mut numbers, place) = (Numbers(thread as u64 + 1), (thread / SPACES * 8) as u64);
+                let (mut numbers, place) = (Rng::with_seed(thread as u64 + 1), (thread / SPACES * 8) as u64);
                 for round in 0..20 {
-                    let address = VirtAddr::new(at(numbers.next(64)).get() + place);
+                    let address = VirtAddr::new(at(numbers.u64(..64)).get() + place);
                     space.store_u64(address, round).unwrap();
                     assert_eq!(space.load_u64(address).unwrap(), round);
                 }

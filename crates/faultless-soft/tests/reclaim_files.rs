@@ -1,6 +1,7 @@
 //! Mapped files that are larger than the machine: reclaim takes mapped pages of files, and their bytes come back.
 #![cfg(not(loom))]
 
+use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection};
@@ -64,18 +65,6 @@ fn mapped(engine: &Arc<Engine<Soft>>, request: MapRequest<Soft>) -> Space {
     space
 }
 
-/// Numbers in no order, the same in each run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
 /// Checks that nothing is left: no frame but the page of zeros, and no slot.
 fn end(engine: &Engine<Soft>) {
     for _ in 0..10_000 {
@@ -106,9 +95,9 @@ fn threads_read_a_mapped_file_that_is_larger_than_memory() {
             for thread in 1..5 {
                 let space = &space;
                 scope.spawn(move || {
-                    let mut numbers = Numbers(thread);
+                    let mut numbers = Rng::with_seed(thread);
                     for _ in 0..3_000 {
-                        let page = numbers.next(PAGES);
+                        let page = numbers.u64(..PAGES);
                         assert_eq!(space.load_u64(at(page)).unwrap(), word_of(page));
                     }
                 });
@@ -136,9 +125,9 @@ fn a_cache_with_a_limit_goes_on_when_all_its_pages_are_mapped() {
         for thread in 1..5 {
             let space = &space;
             scope.spawn(move || {
-                let mut numbers = Numbers(thread);
+                let mut numbers = Rng::with_seed(thread);
                 for _ in 0..1_000 {
-                    let page = numbers.next(PAGES);
+                    let page = numbers.u64(..PAGES);
                     assert_eq!(space.load_u64(at(page)).unwrap(), word_of(page));
                 }
             });
@@ -149,11 +138,11 @@ fn a_cache_with_a_limit_goes_on_when_all_its_pages_are_mapped() {
 }
 
 /// Stores and loads in random pages, and compares with a model of the memory.
-fn random_accesses(space: &Space, model: &mut HashMap<u64, u64>, numbers: &mut Numbers, count: u32) {
+fn random_accesses(space: &Space, model: &mut HashMap<u64, u64>, numbers: &mut Rng, count: u32) {
     for _ in 0..count {
-        let (page, place) = (numbers.next(PAGES), numbers.next(512));
-        if numbers.next(4) == 0 {
-            let value = numbers.next(u64::MAX);
+        let (page, place) = (numbers.u64(..PAGES), numbers.u64(..512));
+        if numbers.u64(..4) == 0 {
+            let value = numbers.u64(..);
             space.store_u64(word(page, place), value).unwrap();
             model.insert(page * 512 + place, value);
         } else {
@@ -171,7 +160,7 @@ fn a_private_mapping_with_copies() {
     engine.add_swap(Arc::new(CompressedMemory::new(8192, 8192 * PAGE_SIZE as usize).unwrap())).unwrap();
     let file = file(&engine);
     let space = mapped(&engine, private(&file, RIGHTS));
-    let (mut model, mut numbers) = (HashMap::new(), Numbers(7));
+    let (mut model, mut numbers) = (HashMap::new(), Rng::with_seed(7));
     random_accesses(&space, &mut model, &mut numbers, 10_000);
     assert!(engine.swap_usage().slots > 0, "copies were swapped");
     space.audit().unwrap();
@@ -190,7 +179,7 @@ fn a_shared_mapping_with_stores() {
     let engine = engine(Limits::default());
     let file = file(&engine);
     let spaces = [mapped(&engine, shared(&file, RIGHTS)), mapped(&engine, shared(&file, RIGHTS))];
-    let (mut model, mut numbers) = (HashMap::new(), Numbers(9));
+    let (mut model, mut numbers) = (HashMap::new(), Rng::with_seed(9));
     for round in 0..20 {
         random_accesses(&spaces[round % 2], &mut model, &mut numbers, 500);
         spaces.iter().for_each(|space| space.audit().unwrap());
@@ -218,10 +207,10 @@ fn stores_beside_reclaim_are_kept() {
         for thread in 0..3 {
             let space = &space;
             scope.spawn(move || {
-                let mut numbers = Numbers(thread + 1);
+                let mut numbers = Rng::with_seed(thread + 1);
                 let mut stamps = vec![0; PAGES as usize];
                 for round in 1..2_000 {
-                    let page = numbers.next(PAGES / 4) * 4 + thread;
+                    let page = numbers.u64(..PAGES / 4) * 4 + thread;
                     let seen = space.load_u64(word(page, 5)).unwrap();
                     assert_eq!(seen, stamps[page as usize], "a store to page {page} was lost");
                     stamps[page as usize] = round;
@@ -247,9 +236,9 @@ fn cuts_and_holes_beside_reclaim() {
             for thread in 1..3 {
                 let space = &space;
                 scope.spawn(move || {
-                    let mut numbers = Numbers(thread);
+                    let mut numbers = Rng::with_seed(thread);
                     for _ in 0..3_000 {
-                        let page = numbers.next(PAGES);
+                        let page = numbers.u64(..PAGES);
                         if let Ok(seen) = space.load_u64(at(page)) {
                             assert!(seen == word_of(page) || page >= 256 && seen == 0, "page {page}: {seen}");
                         }
@@ -257,10 +246,10 @@ fn cuts_and_holes_beside_reclaim() {
                 });
             }
             let cutter = scope.spawn(|| {
-                let mut numbers = Numbers(77);
+                let mut numbers = Rng::with_seed(77);
                 let handle = file.handle();
                 for page in (256..PAGES).rev().step_by(8) {
-                    let hole = 256 + numbers.next(page - 255);
+                    let hole = 256 + numbers.u64(..(page - 255));
                     handle.punch_hole(hole * PAGE_SIZE, PAGE_SIZE).unwrap();
                     assert!(!matches!(space.load_u64(at(hole)), Ok(seen) if seen != 0), "in the hole");
                     handle.set_length(page * PAGE_SIZE).unwrap();
@@ -283,10 +272,10 @@ fn fork_beside_reclaim() {
         let engine = engine(Limits { shared_entries, ..Limits::default() });
         let file = file(&engine);
         let parent = mapped(&engine, private(&file, Protection::READ));
-        let mut numbers = Numbers(3);
+        let mut numbers = Rng::with_seed(3);
         let mut family = vec![parent];
         for round in 0..12 {
-            let oldest = numbers.next(family.len() as u64) as usize;
+            let oldest = numbers.u64(..(family.len() as u64)) as usize;
             family.push(family[oldest].fork().unwrap());
             if round % 3 == 0 {
                 reclaim_all(&engine);
@@ -294,13 +283,13 @@ fn fork_beside_reclaim() {
             }
             for space in &family {
                 for _ in 0..100 {
-                    let page = numbers.next(PAGES);
+                    let page = numbers.u64(..PAGES);
                     assert_eq!(space.load_u64(at(page)).unwrap(), word_of(page));
                 }
                 space.audit().unwrap_or_else(|error| panic!("round {round}: {error}"));
             }
             if family.len() > 4 {
-                family.remove(numbers.next(4) as usize).exit();
+                family.remove(numbers.u64(..4) as usize).exit();
             }
         }
         drop((family, file));

@@ -1,6 +1,7 @@
 //! Anonymous memory that is larger than the machine: pages go to slots and come back, with the bytes that were stored.
 #![cfg(not(loom))]
 
+use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::fault::{FaultError, Signal};
@@ -50,18 +51,6 @@ fn space(engine: &Arc<Engine<Soft>>) -> Space {
     space
 }
 
-/// Numbers in no order, the same in each run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
 /// Checks that nothing is left: no frame but the page of zeros, and no slot. Reads ahead may still be under way.
 fn end(engine: &Engine<Soft>) {
     engine.flush();
@@ -75,13 +64,13 @@ fn end(engine: &Engine<Soft>) {
 }
 
 /// Stores and loads in random pages, and compares with a model of the memory.
-fn random_accesses(space: &Space, model: &mut HashMap<u64, u64>, numbers: &mut Numbers, count: u32) {
+fn random_accesses(space: &Space, model: &mut HashMap<u64, u64>, numbers: &mut Rng, count: u32) {
     for _ in 0..count {
-        let (page, word) = (numbers.next(PAGES), numbers.next(512));
+        let (page, word) = (numbers.u64(..PAGES), numbers.u64(..512));
         let place = page * 512 + word;
         let address = VirtAddr::new(at(page).get() + word * 8);
-        if numbers.next(2) == 0 {
-            let value = numbers.next(u64::MAX);
+        if numbers.u64(..2) == 0 {
+            let value = numbers.u64(..);
             space.store_u64(address, value).unwrap();
             model.insert(place, value);
         } else {
@@ -96,7 +85,7 @@ fn a_space_larger_than_memory_keeps_its_bytes() {
     for device in [compressed(), file()] {
         let engine = engine(device, Limits::default());
         let space = space(&engine);
-        let (mut model, mut numbers) = (HashMap::new(), Numbers(7));
+        let (mut model, mut numbers) = (HashMap::new(), Rng::with_seed(7));
         random_accesses(&space, &mut model, &mut numbers, 20_000);
         assert!(engine.swap_usage().slots > 0, "the test shows something only if pages are swapped");
         space.audit().unwrap();
@@ -116,9 +105,9 @@ fn a_page_that_is_not_stored_into_is_written_once() {
     let engine = engine(compressed(), Limits::default());
     let space = space(&engine);
     (0..PAGES).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
-    let mut numbers = Numbers(5);
+    let mut numbers = Rng::with_seed(5);
     for _ in 0..4_000 {
-        let page = numbers.next(PAGES);
+        let page = numbers.u64(..PAGES);
         assert_eq!(space.load_u64(at(page)).unwrap(), page + 1);
     }
     let [reads, writes, young] = [Counter::SwapIns, Counter::SwapOuts, Counter::PassedYoung]
@@ -134,12 +123,12 @@ fn a_page_that_is_not_stored_into_is_written_once() {
 fn fork_with_pages_in_slots() {
     for shared_entries in [1, u64::MAX] {
         let engine = engine(compressed(), Limits { shared_entries, ..Limits::default() });
-        let (mut numbers, mut model) = (Numbers(11), HashMap::new());
+        let (mut numbers, mut model) = (Rng::with_seed(11), HashMap::new());
         let parent = space(&engine);
         random_accesses(&parent, &mut model, &mut numbers, 2_000);
         let mut family = vec![(parent, model)];
         for round in 0..12 {
-            let oldest = numbers.next(family.len() as u64) as usize;
+            let oldest = numbers.u64(..(family.len() as u64)) as usize;
             let (child, model) = (family[oldest].0.fork().unwrap(), family[oldest].1.clone());
             family.push((child, model));
             for (space, model) in &mut family {
@@ -147,7 +136,7 @@ fn fork_with_pages_in_slots() {
                 space.audit().unwrap_or_else(|error| panic!("round {round}: {error}"));
             }
             if family.len() > 4 {
-                family.remove(numbers.next(4) as usize).0.exit();
+                family.remove(numbers.u64(..4) as usize).0.exit();
             }
         }
         drop(family);
@@ -455,10 +444,10 @@ fn threads_beside_forks() {
             for thread in 0..4 {
                 let space = &space;
                 scope.spawn(move || {
-                    let mut numbers = Numbers(thread + 1);
+                    let mut numbers = Rng::with_seed(thread + 1);
                     let mut stamps = vec![0; (PAGES / 4) as usize];
                     for round in 1..4_000 {
-                        let mine = numbers.next(PAGES / 4);
+                        let mine = numbers.u64(..PAGES / 4);
                         let page = mine * 4 + thread;
                         let seen = space.load_u64(at(page)).unwrap();
                         assert_eq!(seen, stamps[mine as usize], "a store to page {page} was lost");
@@ -468,10 +457,10 @@ fn threads_beside_forks() {
                 });
             }
             scope.spawn(|| {
-                let mut numbers = Numbers(99);
+                let mut numbers = Rng::with_seed(99);
                 for _ in 0..60 {
                     let child = space.fork().unwrap();
-                    let seen: Vec<_> = (0..64).map(|_| numbers.next(PAGES)).collect();
+                    let seen: Vec<_> = (0..64).map(|_| numbers.u64(..PAGES)).collect();
                     let before: Vec<_> = seen.iter().map(|page| child.load_u64(at(*page)).unwrap()).collect();
                     let after: Vec<_> = seen.iter().map(|page| child.load_u64(at(*page)).unwrap()).collect();
                     assert_eq!(before, after, "invariant 7: a child's page changed");

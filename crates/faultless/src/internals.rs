@@ -71,8 +71,8 @@
 //!
 //! * *Announcement*: the bit [`host::Entry::ANNOUNCED`]. *Page work*: the work done under it.
 //! * *Range work*: a change of mappings; it holds a *reservation*, [`sync::Reservation`].
-//! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
-//!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
+//! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. A node
+//!   or table that is unhooked is *retired*, and freed after a *grace period*, when all older sections have ended.
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
 //!   and the number by which Linux's rules of merging go.
