@@ -51,7 +51,7 @@ const ALL: [(&str, Run); 18] = [
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next();
-    let rounds = arguments.next().map_or(Ok(500), |rounds| rounds.parse())?;
+    let rounds = arguments.next().map_or(Ok(512), |rounds| rounds.parse())?;
     let mut known =
         ALL.iter().filter(|(known, _)| name.as_deref().is_none_or(|name| name == *known)).peekable();
     known.peek().ok_or_else(|| format!("no such name: {}", name.as_deref().unwrap_or_default()))?;
@@ -283,6 +283,12 @@ enum Page {
 
 /// Reclaims pages that one entry maps and that were not used since the last look, in batches of 64.
 fn reclaim(rounds: u64, page: Page) -> Result<Took, Failure> {
+    if !rounds.is_multiple_of(64) {
+        return Err(format!(
+            "{rounds} rounds: pages are reclaimed in batches of 64, so take a multiple of 64"
+        )
+        .into());
+    }
     let Machine { space, engine } = machine(rounds + 512)?;
     match page {
         Page::Clean => engine.add_swap(Arc::new(CompressedMemory::new(2 * rounds, usize::MAX)?))?,

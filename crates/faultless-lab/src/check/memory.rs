@@ -1,6 +1,7 @@
 //! `faultless check --memory`: an engine with less memory than an episode uses, and a swap device.
 
 use super::engine::limits;
+use crate::report::number::count;
 use faultless::Engine;
 use faultless::address::PAGE_SIZE;
 use faultless::host::Host;
@@ -73,9 +74,11 @@ impl Pressure {
             (0, 0) => format!(
                 "With {memory} of memory, nothing was swapped: do more operations, or give less memory."
             ),
-            _ => {
-                format!("With {memory} of memory, {swapped_out} pages were swapped out and {swapped_in} in.")
-            }
+            _ => format!(
+                "With {memory} of memory, {} pages were swapped out and {} in.",
+                count(*swapped_out),
+                count(*swapped_in)
+            ),
         }
     }
 }
@@ -132,7 +135,7 @@ mod tests {
     fn the_result_tells_what_was_swapped() {
         let mut pressure = Pressure::new(Memory::new(1 << 20).unwrap());
         assert!(pressure.text().contains("nothing was swapped"), "{}", pressure.text());
-        pressure.swapped_out = 7;
-        assert_eq!(pressure.text(), "With 1024K of memory, 7 pages were swapped out and 0 in.");
+        pressure.swapped_out = 1_234_567;
+        assert_eq!(pressure.text(), "With 1024K of memory, 1,234,567 pages were swapped out and 0 in.");
     }
 }
