@@ -44,7 +44,6 @@ space_without_grace      | faultless-soft | loom_homes | a_home_against_the_last
 home_stored_past_a_move  | faultless-soft | loom_homes | a_copy_against_a_move | (invariant 3|Causality violation|a home that)
 moved_home_stays         | faultless-soft | loom_homes | a_home_of_a_page_that_has_left | (invariant 3|Causality violation)
 relative_stays           | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
-family_without_grace     | faultless-soft | loom_homes | the_end_of_a_family | (invariant 3|Causality violation)
 locked_table_shared      | faultless-soft | homes | no_table_under_a_locked | rule H6
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9

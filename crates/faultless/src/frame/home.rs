@@ -64,6 +64,16 @@ impl Folio {
         }
     }
 
+    /// Leaves the folio's home as [`Folio::leave_home`] does, before an entry loses the page whose mapping is dropped only when the
+    /// entry has been let go: after the invalidation. Its table may be gone by then. So the home names the entry no longer, even if
+    /// this is the only mapping.
+    pub(crate) fn leave_home_early(&self, entry: impl FnOnce() -> (Home, Home)) {
+        if self.is_anonymous() {
+            let (entry, family) = entry();
+            self.leave_shared_home(entry, family);
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn leave_shared_home(&self, entry: Home, family: Home) {

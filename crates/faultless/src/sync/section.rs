@@ -26,6 +26,7 @@ use crate::limit::{Groups, Stock};
 use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
 use crate::swap::Window;
+use crate::tables::SpareFamilies;
 use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -54,6 +55,8 @@ pub struct Sections {
     meter: Meter,
     /// The groups of the engine's memory limits. They are here, since a slot's thread that ends gives its stock back.
     pub(super) groups: Groups,
+    /// The families of leaf tables that have ended. They are here, since leaf tables end with the sections' retired things.
+    families: SpareFamilies,
 }
 
 impl Default for Sections {
@@ -74,7 +77,13 @@ impl Sections {
             periods: CachePadded::default(),
             meter: Meter::default(),
             groups: Groups::default(),
+            families: SpareFamilies::default(),
         }
+    }
+
+    /// Returns the families of leaf tables that have ended.
+    pub(crate) fn families(&self) -> &SpareFamilies {
+        &self.families
     }
 
     /// Makes sections as [`Sections::new`] does, behind an [`Arc`]. They are made in place, since a kernel's stack has no room
@@ -97,6 +106,7 @@ impl Sections {
             (&raw mut (*place).periods).write(CachePadded::default());
             (&raw mut (*place).meter).write(Meter::default());
             (&raw mut (*place).groups).write(Groups::default());
+            (&raw mut (*place).families).write(SpareFamilies::default());
             sections.assume_init()
         };
         Ok(Arc::from(sections))

@@ -5,11 +5,15 @@
 //!  Family   newest ──► record ──► record ──► record     changes under the lock, read in sections
 //! ```
 //! A record leaves the list before its table is retired. It ends a grace period later, and the family ends with its last record.
+//!
+//! A home can name a family that has ended: a thread that has replaced a page drops the old mapping after the invalidation, when it
+//! has let the entry go, and the tables of all relatives may be gone by then. So the memory of a family stays one, and is the next
+//! family's ([`SpareFamilies`]). A thread that comes to it finds no record, or records of other pages, and these are hints.
 
 use super::LeafRecord;
 use crate::host::OutOfMemory;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use crate::sync::{Life, Sections, try_box};
+use crate::sync::{Sections, plain, try_box};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ptr::{self, NonNull};
@@ -23,13 +27,70 @@ pub(crate) struct Family {
     newest: AtomicPtr<LeafRecord>,
     /// The number of records that have joined and have not ended. Atomic.
     members: AtomicU64,
-    /// The sections to which the memory is charged. Immutable.
-    charged_to: Arc<Sections>,
-    life: Life,
+    /// The next spare family, while this one is spare. Atomic. Written by the thread that gives it, and by the one that takes it.
+    next_spare: AtomicPtr<Self>,
+    /// The sections to which the memory is charged, and among whose spare families this one will be. Immutable.
+    sections: plain::AtomicPtr<Sections>,
 }
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Family>() == 64);
+
+/// The families that have ended, of one engine. Their memory is given back with the engine: see the module.
+#[derive(Default)]
+pub(crate) struct SpareFamilies {
+    /// The family that came last; null for none. Atomic.
+    newest: AtomicPtr<Family>,
+    /// Whether a thread takes a family. One at a time does, so that the first family of the list stays the first until another one
+    /// is put before it. Atomic.
+    is_taking: AtomicBool,
+}
+
+impl SpareFamilies {
+    /// Takes a family, if there is one and no other thread takes one at the same time. Waits for nothing.
+    fn take(&self) -> Option<&Family> {
+        if self.is_taking.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        // Acquire, partner: `give`.
+        let mut first = self.newest.load(Ordering::Acquire);
+        // SAFETY: null, or a family in the list, whose memory stays.
+        while let Some(family) = unsafe { first.as_ref() } {
+            let next = family.next_spare.load(Ordering::Relaxed);
+            match self.newest.compare_exchange(first, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => first = now,
+            }
+        }
+        self.is_taking.store(false, Ordering::Release);
+        // SAFETY: as above.
+        unsafe { first.as_ref() }
+    }
+
+    /// Gives a family that has ended. Waits for nothing.
+    fn give(&self, family: &Family) {
+        let place = ptr::from_ref(family).cast_mut();
+        let mut first = self.newest.load(Ordering::Relaxed);
+        loop {
+            family.next_spare.store(first, Ordering::Relaxed);
+            match self.newest.compare_exchange(first, place, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => first = now,
+            }
+        }
+    }
+}
+
+impl Drop for SpareFamilies {
+    fn drop(&mut self) {
+        let mut first = self.newest.load(Ordering::Relaxed);
+        while let Some(family) = NonNull::new(first) {
+            // SAFETY: from the box of `found_family`. `&mut self`: no table is left, nor a section in which a home is followed.
+            let family = unsafe { Box::from_raw(family.as_ptr()) };
+            first = family.next_spare.load(Ordering::Relaxed);
+        }
+    }
+}
 
 /// The locked list of a family. Dropping it unlocks.
 pub(crate) struct LockedFamily<'a>(&'a Family);
@@ -83,7 +144,6 @@ impl Drop for LockedFamily<'_> {
 impl Family {
     /// Tries to take the lock. Acquire, partner: the Release of the thread that had it.
     pub fn try_lock(&self) -> Option<LockedFamily<'_>> {
-        self.life.touch();
         let locked = self.locked.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
         locked.is_ok().then(|| LockedFamily(self))
     }
@@ -94,7 +154,6 @@ impl Family {
         &'s self,
         _section: &'s crate::sync::Section<'_>,
     ) -> impl Iterator<Item = &'s LeafRecord> {
-        self.life.touch();
         // SAFETY: a record is in the list until its table is retired. It ends after all sections that began before.
         let record = |place: *mut LeafRecord| unsafe { place.as_ref() };
         core::iter::successors(record(self.newest.load(Ordering::Acquire)), move |found| {
@@ -106,7 +165,7 @@ impl Family {
 impl LeafRecord {
     /// Returns the family of the leaf table.
     pub(crate) fn family(&self) -> Option<&Family> {
-        // SAFETY: the family ends with its last record, and this one has not ended.
+        // SAFETY: null, or a family, whose memory stays.
         unsafe { self.family.load(Ordering::Acquire).as_ref() }
     }
 
@@ -120,16 +179,25 @@ impl LeafRecord {
         if let Some(family) = self.family() {
             return Ok(family);
         }
-        let founded = Box::into_raw(try_box(Family {
-            locked: AtomicBool::new(false),
-            newest: AtomicPtr::new(ptr::from_ref(self).cast_mut()),
-            members: AtomicU64::new(1),
-            charged_to: Arc::clone(sections),
-            life: Life::new(),
-        })?);
+        let place = ptr::from_ref(self).cast_mut();
+        let founded = match sections.families().take() {
+            Some(spare) => {
+                spare.members.store(1, Ordering::Relaxed);
+                // Release: a thread may come here by the home of a page of the family before.
+                spare.newest.store(place, Ordering::Release);
+                ptr::from_ref(spare).cast_mut()
+            }
+            None => Box::into_raw(try_box(Family {
+                locked: AtomicBool::new(false),
+                newest: AtomicPtr::new(place),
+                members: AtomicU64::new(1),
+                next_spare: AtomicPtr::new(ptr::null_mut()),
+                sections: plain::AtomicPtr::new(Arc::as_ptr(sections).cast_mut()),
+            })?),
+        };
         sections.charge(size_of::<Family>());
         self.family.store(founded, Ordering::Release);
-        // SAFETY: it ends with its last record, and this one has not ended.
+        // SAFETY: from a box, and its memory stays.
         Ok(unsafe { &*founded })
     }
 
@@ -139,32 +207,25 @@ impl LeafRecord {
         let Some(family) = self.family() else { return true };
         let Some(locked) = family.try_lock() else { return false };
         locked.remove(self);
-        drop(locked);
-        if mutant!("family_without_grace") {
-            self.end_kinship();
-        }
         true
     }
 
-    /// Ends the record's membership. The last record ends the family: no thread can have found it in a section that is still
-    /// under way, since this record has left the list a grace period ago.
+    /// Ends the record's membership. The last record ends the family, whose memory is a spare family's then.
     pub(super) fn end_kinship(&self) {
         let Some(family) = NonNull::new(self.family.load(Ordering::Relaxed)) else { return };
         debug_assert!(
             mutant!("relative_stays") || LockedFamily::has_left(self),
             "a leaf table freed in its family's list"
         );
-        // SAFETY: this record is counted, so the family has not ended.
-        let members = &unsafe { family.as_ref() }.members;
+        // SAFETY: the memory of families stays.
+        let family = unsafe { family.as_ref() };
         // Release and Acquire: the last record's thread sees all that others have done with the family.
-        if members.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // SAFETY: from the box of `found_family`. No record is left, and no section in which one could have been found.
-            let family = unsafe { Box::from_raw(family.as_ptr()) };
-            family.life.end();
-            family.charged_to.uncharge(size_of::<Family>());
-            // A model finds a use after this by the mark, which must stay memory.
-            #[cfg(loom)]
-            Box::leak(family);
+        if family.members.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // SAFETY: the engine keeps its sections, and a leaf table ends before the engine: with its space, which has a handle of
+            // the engine, or as a retired thing, which the engine's drop frees.
+            let sections = unsafe { &*family.sections.load(Ordering::Relaxed) };
+            sections.uncharge(size_of::<Family>());
+            sections.families().give(family);
         }
     }
 }

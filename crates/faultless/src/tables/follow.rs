@@ -38,9 +38,8 @@ impl<'s> Places<'s> {
                 Some(Self { entry: Some(record), family: record.family(), index })
             }
             FAMILY => {
-                // SAFETY: by its kind, the home has the address of a family. Rule H1: this section has seen a mapping, and then
-                // the home. The table with that mapping is of the family, and is retired after the mapping is dropped. The
-                // family ends with the last of its tables, after the section ends.
+                // SAFETY: by its kind, the home has the address of a family, whose memory stays as long as the engine. It may have
+                // ended: see `family.rs`.
                 let family = unsafe { &*ptr::with_exposed_provenance::<Family>(home.address()) };
                 Some(Self { entry: None, family: Some(family), index })
             }

@@ -30,6 +30,7 @@ mod share;
 
 #[cfg(any(test, feature = "audit"))]
 pub(crate) use family::Family;
+pub(crate) use family::SpareFamilies;
 pub(crate) use follow::places;
 pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};

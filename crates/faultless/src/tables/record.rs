@@ -140,9 +140,7 @@ impl LeafRecord {
     pub fn end(&self) {
         debug_assert!(self.others.load(Ordering::Relaxed) == 0, "a leaf table freed that others have");
         self.space.store(0, Ordering::Relaxed);
-        if !mutant!("family_without_grace") {
-            self.end_kinship();
-        }
+        self.end_kinship();
         self.life.end();
     }
 

@@ -92,9 +92,13 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         let _ = frame;
     }
 
-    /// Makes the page's home forget this entry, which is about to lose the page. Others may still map it.
+    /// Makes the page's home forget this entry, which is about to lose the page (rule H1 of docs/home.md). The mapping is dropped
+    /// when the entry has been let go.
     pub fn leave_home(&self) {
-        self.space.leave_home(self.leaf, self.page, self.entry);
+        if let Some(frame) = self.entry.counted_frame() {
+            let table = &self.space.table;
+            self.engine().folio(frame).leave_home_early(|| table.home_and_family(self.leaf, self.page));
+        }
     }
 
     /// Puts `new` in the entry and ends the announcement, by the same store. Returns the entry before.
