@@ -157,3 +157,15 @@ fn a_look_up_in_a_file_counts_no_mapping_of_an_anonymous_page() {
     assert_eq!(counted, Err(Refused::Free));
     assert!(folio.put(Reference::Pin));
 }
+
+#[test]
+fn a_page_that_a_fault_replaces_forgets_its_entry_even_if_it_is_the_only_one() {
+    let (folio, record) = (Folio::new(), crate::tables::LeafRecord::new());
+    let entry = Home::of_entry(&record, 5);
+    folio.begin_anonymous(entry);
+    folio.leave_home(|| (entry, Home::NONE));
+    assert_eq!(folio.mapped_home(), Some(entry), "a call drops the mapping before its table goes");
+    folio.leave_home_early(|| (entry, Home::NONE));
+    assert_eq!(folio.mapped_home(), Some(Home::NONE), "rule H1: the table may be gone before the mapping");
+    assert!(folio.put(Reference::Mapping));
+}

@@ -229,3 +229,29 @@ impl LeafRecord {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn the_memory_of_a_family_that_has_ended_is_the_next_familys() {
+        let sections = Sections::try_shared().expect("memory");
+        let found = |record: &LeafRecord| ptr::from_ref(record.found_family(&sections).expect("memory"));
+        let leave = |record: &LeafRecord| {
+            assert!(record.try_leave_family());
+            record.end();
+        };
+        let [one, next, third] = [const { LeafRecord::new() }; 3];
+        let first = found(&one);
+        leave(&one);
+        // These would get the memory if the allocator had it.
+        let others: Vec<_> = (0..100).map(|_| Box::new(LeafRecord::new())).collect();
+        assert_eq!(found(&next), first, "a home that names the family leads to other memory");
+        assert_ne!(found(&third), first, "two families in one place");
+        leave(&next);
+        leave(&third);
+        drop(others);
+    }
+}
