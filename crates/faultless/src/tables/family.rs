@@ -36,7 +36,8 @@ pub(crate) struct Family {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Family>() == 64);
 
-/// The families that have ended, of one engine. Their memory is given back with the engine: see the module.
+/// The families that have ended, of one engine. Their memory is given back with the engine: see the module. It is not charged
+/// (`Engine::metadata_bytes`). There are at most as many as there were families at one time.
 #[derive(Default)]
 pub(crate) struct SpareFamilies {
     /// The family that came last; null for none. Atomic.
