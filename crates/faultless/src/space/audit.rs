@@ -6,7 +6,7 @@ use super::{AddressSpace, SpaceUsage};
 use crate::address::PageNumber;
 use crate::design::LockingDesign;
 use crate::frame::Folio;
-use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
+use crate::host::{Entry, EntryKind, Frame, Host, PageTable, Park};
 use crate::protection::Protection;
 use crate::sync::Section;
 use crate::tables::{self, Family, LeafRecord};
@@ -106,9 +106,12 @@ pub enum AuditError {
     },
 }
 
+/// The number of looks at an announced entry, after which no thread is about to clear the bit.
+const LOOKS: u32 = if cfg!(loom) { 0 } else { 10_000 };
+
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Checks every entry, the homes of anonymous pages, the records of leaf tables, and the usage that the limits go by. The
-    /// result is meaningful only while no other call on the space is under way.
+    /// result is meaningful only while no other call on the space is under way. Reclaim by threads of other spaces may go on.
     ///
     /// # Errors
     /// The first inconsistency that was found.
@@ -133,7 +136,16 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 if page == start {
                     self.audit_table(&section, leaf, page)?;
                 }
-                self.audit_entry(&section, leaf, page)?;
+                // Reclaim announces and takes pages at any time. What was found is no error if the entry is another by now.
+                let (mut entry, mut look) = (space.table.load(leaf, page), 0);
+                while let Err(error) = self.audit_entry(&section, leaf, page, entry) {
+                    let seen = core::mem::replace(&mut entry, space.table.load(leaf, page));
+                    if seen == entry && (!seen.is_announced() || look == LOOKS) {
+                        return Err(error);
+                    }
+                    space.engine.host().park().spin(look);
+                    look += 1;
+                }
             }
             rest = crate::address::PageRange::new(
                 PageNumber::new(start.get() + H::Table::LEAF_PAGES),
@@ -176,9 +188,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         section: &Section<'_>,
         leaf: LeafOf<'a, H>,
         page: PageNumber,
+        entry: Entry,
     ) -> Result<(), AuditError> {
         let space = &self.0;
-        let entry = space.table.load(leaf, page);
         if entry.is_announced() {
             return Err(AuditError::Announced { page });
         }

@@ -36,8 +36,8 @@ pub(crate) struct Family {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Family>() == 64);
 
-/// The families that have ended, of one engine. Their memory is given back with the engine: see the module. It is not charged
-/// (`Engine::metadata_bytes`). There are at most as many as there were families at one time.
+/// The families that have ended, of one engine. Their memory is given back with the engine: see the module. Until then it stays
+/// charged (`Engine::metadata_bytes`). There are at most as many as there were families at one time.
 #[derive(Default)]
 pub(crate) struct SpareFamilies {
     /// The family that came last; null for none. Atomic.
@@ -188,15 +188,18 @@ impl LeafRecord {
                 spare.newest.store(place, Ordering::Release);
                 ptr::from_ref(spare).cast_mut()
             }
-            None => Box::into_raw(try_box(Family {
-                locked: AtomicBool::new(false),
-                newest: AtomicPtr::new(place),
-                members: AtomicU64::new(1),
-                next_spare: AtomicPtr::new(ptr::null_mut()),
-                sections: plain::AtomicPtr::new(Arc::as_ptr(sections).cast_mut()),
-            })?),
+            None => {
+                let made = try_box(Family {
+                    locked: AtomicBool::new(false),
+                    newest: AtomicPtr::new(place),
+                    members: AtomicU64::new(1),
+                    next_spare: AtomicPtr::new(ptr::null_mut()),
+                    sections: plain::AtomicPtr::new(Arc::as_ptr(sections).cast_mut()),
+                })?;
+                sections.charge(size_of::<Family>());
+                Box::into_raw(made)
+            }
         };
-        sections.charge(size_of::<Family>());
         self.family.store(founded, Ordering::Release);
         // SAFETY: from a box, and its memory stays.
         Ok(unsafe { &*founded })
@@ -225,7 +228,6 @@ impl LeafRecord {
             // SAFETY: the engine keeps its sections, and a leaf table ends before the engine: with its space, which has a handle of
             // the engine, or as a retired thing, which the engine's drop frees.
             let sections = unsafe { &*family.sections.load(Ordering::Relaxed) };
-            sections.uncharge(size_of::<Family>());
             sections.families().give(family);
         }
     }
