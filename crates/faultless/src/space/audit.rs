@@ -106,7 +106,7 @@ pub enum AuditError {
     },
 }
 
-/// The number of looks at an announced entry, after which no thread is about to clear the bit.
+/// The number of looks at an entry that is announced or changes, after which what was found is an error.
 const LOOKS: u32 = if cfg!(loom) { 0 } else { 10_000 };
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -140,7 +140,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 let (mut entry, mut look) = (space.table.load(leaf, page), 0);
                 while let Err(error) = self.audit_entry(&section, leaf, page, entry) {
                     let seen = core::mem::replace(&mut entry, space.table.load(leaf, page));
-                    if seen == entry && (!seen.is_announced() || look == LOOKS) {
+                    if seen == entry && !seen.is_announced() || look >= LOOKS {
                         return Err(error);
                     }
                     space.engine.host().park().spin(look);
