@@ -89,6 +89,21 @@ mutants *NAMES:
 asan:
     LSAN_OPTIONS="suppressions=$PWD/scripts/asan-leaks.txt" ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:quarantine_size_mb=32 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-linux -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
 
+# Runs the tests of swap, reclaim and limits under ThreadSanitizer (needs a nightly toolchain with rust-src: the standard library is
+# built for it too). It does not know fences: each pair of threads that is ordered by a fence alone looks like a race to it, and a
+# missing fence is no race. loom checks these. It sees only the orders that occur. Give names of tests to run others.
+tsan *TESTS="swap swap_ahead swapoff limit reclaim_files reclaim_order reclaim_queues progress errors hammer":
+    for test in {{TESTS}}; do TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-fences.txt" RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -p faultless-soft --test $test -Zbuild-std --target x86_64-unknown-linux-gnu --target-dir target/tsan || exit 1; done
+
+# Injects a million I/O errors: reads and writes of swap and of a file, once and for ever. None may be silent.
+errors:
+    cargo test --release -p faultless-soft --test errors -- --include-ignored --nocapture
+
+# Uses an engine under memory pressure for an hour: 64 threads fault, fork, unmap, page out, exit and kill under tight limits. Checks each
+# byte, the longest wait, and that nothing is left. `just soak-pressure --seconds 600`, `--threads N`, `--pages N` (of each limit).
+soak-pressure *ARGS:
+    cargo run --release -p faultless-soft --example soak_pressure -- {{ARGS}}
+
 # Runs `compare` for ten minutes with 16 threads, and checks for wrong bytes, torn children and leaked frames.
 soak:
     cargo run --release -- compare fork-during-io --threads 16 --seconds 100

@@ -31,30 +31,31 @@ install_loses_dirty      | faultless-soft | loom | invariant_9_a_dirty_bit_is_no
 subject_relaxed          | faultless-soft | loom | accesses_after_each_other_against_unmap | (invariant 3|Causality violation)
 leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | rule 7
 invalidate_before_unhook | faultless-soft | loom | a_kept_upper_entry_against_unmap | (invariant (3|15)|Causality violation)
-frames_before_unload     | faultless-soft | processors | a_space_ends_when | invariant 3
+frames_before_unload     | faultless-soft | engine | a_space_ends_when | invariant 3
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
+copied_before_invalidate | faultless-soft | loom | forks_cut_of_copies | (invariant 7|Causality violation)
 shared_table_is_writable | faultless-soft | loom_fork | a_store_against_fork | invariant 7
 store_noted_late         | faultless-soft | loom_shared | a_first_store_against_writeback | invariant 9
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
 shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
 home_stays               | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
 home_stays_for_a_slot    | faultless      | lib | a_home_is_left_beside_a_swap_in | rule H1
-slot_moves_silently      | faultless-soft | swap | a_page_in_a_slot_moves | rule H
+slot_moves_silently      | faultless-soft | engine | a_page_in_a_slot_moves | (rule H|NotFound)
 space_without_grace      | faultless-soft | loom_homes | a_home_against_the_last_handle | (invariant 3|Causality violation)
 home_stored_past_a_move  | faultless-soft | loom_homes | a_copy_against_a_move | (invariant 3|Causality violation|a home that)
-moved_home_stays         | faultless-soft | loom_homes | a_home_of_a_page_that_has_left | (invariant 3|Causality violation)
+moved_home_stays         | faultless-soft | loom_homes | a_home_of_a_page_that_has_left | (invariant 3|Causality violation|rule H)
 relative_stays           | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
-locked_table_shared      | faultless-soft | homes | no_table_under_a_locked | rule H6
+isolated_home_stays      | faultless-soft | loom_homes | a_home_against_isolation | (invariant 3|Causality violation|left == right)
+isolated_while_shared    | faultless-soft | loom_homes | a_shared_page_against_isolation | has left its family
+locked_table_shared      | faultless-soft | engine | no_table_under_a_locked | rule H6
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
 sweep_ignores_batches    | faultless-soft | loom_shared | a_protect_beside_a_writeback | invariant 3
-batch_freed_early        | faultless-soft | processors | truncation_frees | invariant 3
+batch_freed_early        | faultless-soft | engine | truncation_frees | invariant 3
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3
-evicts_dirty             | faultless-soft | loom_shared | eviction_against_writeback | invariant 9
 hull_after_publication   | faultless-soft | loom_shared | a_new_mapping_against_writeback | invariant 9
-hull_before_moves        | faultless-soft | loom_folios | truncation_against_remap | invariant 3
-truncation_ignores_claims | faultless-soft | loom_folios | truncation_against_ | invariant 3
-push_ignores_detach      | faultless-soft | loom_folios | a_page_that_becomes_idle_against_truncation | (on the list|invariant 11)
+hull_before_moves        | faultless-soft | loom_evictions | truncation_against_remap | invariant 3
+truncation_ignores_claims | faultless-soft | loom_evictions | truncation_against_ | invariant 3
 failed_write_is_clean    | faultless-soft | loom_shared | a_failed_write_stays_dirty | invariant 9
 fsync_asks_before_the_lock | faultless-soft | loom_shared | a_sync_beside_one_that_begins | sync returned before
 sleeps_unfenced          | faultless      | lib | is_woken_for_what_it_waits_for | deadlock
@@ -65,8 +66,8 @@ event_passed_over        | faultless-soft | loom_waits | a_miss_beside_the_end_o
 resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14
-frame_not_zeroed         | faultless-soft | first_touch | a_frame_that_is_used_again | invariant 4
-resume_over_guard        | faultless-soft | first_touch | a_fault_that_waited | a page was mapped over a guard
+frame_not_zeroed         | faultless-soft | engine | a_frame_that_is_used_again | invariant 4
+resume_over_guard        | faultless-soft | engine | a_fault_that_waited | a page was mapped over a guard
 sync_passes_a_refresh    | faultless-soft | loom_files | a_sync_beside_reading_anew | invariant 9
 writes_into_a_removal    | faultless-soft | loom_files | a_write_of_two_pages_beside_a_hole | invariant 14
 late_ends_are_clean      | faultless-soft | loom_files | a_flush_that_fails | invariant 9
@@ -116,12 +117,39 @@ resumes_by_number        | faultless-soft | loom_swap | a_fault_that_waited_agai
 no_lock_at_swap_in       | faultless-soft | loom_swap_shared | two_spaces_bring_a_page_back | (invariant 6|isolated.rs)
 slot_left_beside_reclaim | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | exceeded maximum number of branches
 shared_table_not_locked  | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | (invariant 6|rule H2)
+shared_fault_not_locked  | faultless-soft | loom_swap_shared | a_load_against_a_store_of_a_shared_tables_page | (a page was lost|cache.rs|slot.rs|invariant 6)
+shared_fault_drops_twice | faultless-soft | loom_swap_shared | two_loads_of_a_shared_tables_page | (a slot.s count below zero|slot.rs)
+shared_fault_writes      | faultless-soft | engine | a_store_after_a_takeover | a store was lost
+shared_place_not_asked   | faultless-soft | loom_reclaim_files | a_load_in_a_shared_table_against_map_fixed | another file.s page
 slot_not_counted         | faultless-soft | loom_swap_shared | a_copy_of_slots_against_the_childs_end | (a page was lost|a slot.s count below zero)
 one_sharer_invalidated   | faultless-soft | loom_swap_shared | accesses_against_reclaim_from_a_shared_table | (invariant 3|Causality violation)
 shared_without_invalidate | faultless-soft | loom_swap_shared | fork_shares_a_table_against_reclaim | invariant 7
+moves_before_invalidate  | faultless-soft | loom_move | a_store_to_the_source_against_a_move | (a store to the source reached|Causality violation)
+moves_from_a_shared_table | faultless-soft | loom_move | a_hole_of_a_shared_table | (invariant (3|15)|Causality violation)
+moved_without_home       | faultless-soft | loom_move | a_home_against_a_move | (not at home|invariant 3|Causality violation|rule H)
+kept_not_restored        | faultless-soft | loom_move | a_store_to_the_target_against_a_move | KEPT
+moves_shared_pages       | faultless-soft | loom_move | a_move_against_fork | (rule H|invariant 7)
 gone_without_invalidate  | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3
+file_refault_is_new      | faultless-soft | engine | a_loop_that_fits | of the loop
 reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9
 truncation_passes_gone   | faultless-soft | loom_reclaim_files | truncation_against_reclaim | invariant 3
+calls_unfenced           | faultless      | lib | a_call_reaches_a_worker | deadlock
+looks_unfenced           | faultless      | lib | a_call_reaches_a_worker | deadlock
+busy_worker_not_called   | faultless      | lib | a_call_during_a_round | deadlock
+no_reserve               | faultless-soft | engine | the_worker_keeps_a_reserve | never:
+few_frames_not_noted     | faultless-soft | engine | the_worker_keeps_a_reserve | never:
+near_high_not_noted      | faultless-soft | engine | the_worker_keeps_a_group | never:
+worker_keeps_the_engine  | faultless-soft | engine | the_worker_does_not_keep | never:
+cleaned_pages_count      | faultless-soft | engine | the_count_is_exact | pages count as dirty
+dirty_pages_not_noted    | faultless-soft | engine | the_worker_is_woken | never:
+handed_pages_stay        | faultless-soft | engine | reclaim_hands_dirty_pages | the worker has written nothing
+waits_for_the_worker     | faultless-soft | engine | a_thread_does_not_wait | never:
+dirty_without_limit      | faultless-soft | engine | without_a_worker_a_store | dirty pages
+two_victims_at_once      | faultless-soft | engine | one_victim_at_a_time | (two victims at once|still has memory)
+victim_for_nothing       | faultless-soft | engine | no_space_is_ended_if | has_exited
+reaps_beside_exit        | faultless-soft | loom_reap | reap_against_exit | memory is in use when a call
+exit_without_fence       | faultless-soft | loom_reap | reap_against_a_fault$ | (invariant 3|memory is in use|a page outside of all mappings)
+exit_frees_the_tree_early | faultless-soft | loom_reap | reap_against_a_fault_that_makes_a_table | (invariant 3|Causality violation)
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '
@@ -175,7 +203,7 @@ build() { # package, model or test
     if ! FAULTLESS_MUTANTS=1 RUSTFLAGS=$flags cargo test --no-run "${options[@]}" -p "$1" "${targets[@]}" 2>"$work/build"; then
         cat "$work/build"; echo "$1 does not build"; exit 1
     fi
-    sed -nE "s:^ *Executable (unittests src|tests)/(.*)\.rs \((.*)\)$:$1 \2 \3:p" "$work/build" >>"$work/programs"
+    sed -nE -e "s:/main\.rs:.rs:" -e "s:^ *Executable (unittests src|tests)/(.*)\.rs \((.*)\)$:$1 \2 \3:p" "$work/build" >>"$work/programs"
 }
 for package in $(printf '%s\n' "${checks[@]}" | cut -d' ' -f1 | sort -u); do
     build "$package" model

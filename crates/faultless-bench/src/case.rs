@@ -1,7 +1,8 @@
 //! The cases of the benchmark by name, and the contenders in each.
 
-use crate::lap::Lap;
-use crate::{engine, index, lock, section};
+use crate::bars::Bar;
+use crate::lap::{Lap, Reading};
+use crate::{engine, index, lock, pressure, section};
 use faultless_lab::trouble::Trouble;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +17,8 @@ pub struct Case {
     pub sizes: Option<Sizes>,
     /// The factor by which slices are longer than usual, so that rare events occur in them.
     pub slices: u32,
+    /// The bars of the case: the greatest values that its figures may have.
+    pub bars: &'static [Bar],
     /// Makes the entrants for a size.
     pub set_up: fn(u64) -> Result<Vec<Entrant>, Trouble>,
 }
@@ -70,6 +73,13 @@ pub trait Work: Send + Sync {
         let _ = over;
     }
 
+    /// Returns measures of a round besides the time of an operation, each with its name. Called after each round. `threads` has the
+    /// readings of the round's threads.
+    fn measures(&self, threads: &[Reading]) -> Vec<(&'static str, f64)> {
+        let _ = threads;
+        Vec::new()
+    }
+
     /// Returns a note that a reader of the figures needs, if there is one.
     fn note(&self) -> Option<String> {
         None
@@ -86,7 +96,7 @@ impl<F: Fn(usize, &mut Lap) -> Result<(), Trouble> + Send + Sync> Work for Loop<
 }
 
 /// All cases, in the order of reports.
-pub const ALL: [&Case; 14] = [
+pub const ALL: [&Case; 18] = [
     &index::LOOK_UP,
     &index::UPDATE,
     &index::TWO_WRITERS,
@@ -101,11 +111,19 @@ pub const ALL: [&Case; 14] = [
     &engine::DISJOINT_CHANGE,
     &engine::FORK,
     &engine::COW_BREAK,
+    &pressure::SWAP,
+    &pressure::RECLAIM,
+    &pressure::FILES,
+    &pressure::EXIT,
 ];
 
-/// Returns the case with this name.
-pub fn find(name: &str) -> Option<&'static Case> {
-    ALL.into_iter().find(|case| case.name == name)
+/// Returns the case with this name, or the cases whose names begin with it and a hyphen.
+pub fn find(name: &str) -> Vec<&'static Case> {
+    let is_of = |case: &&Case| case.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));
+    match ALL.into_iter().find(|case| case.name == name) {
+        Some(case) => vec![case],
+        None => ALL.into_iter().filter(is_of).collect(),
+    }
 }
 
 /// Returns all names, separated by commas, for a message.

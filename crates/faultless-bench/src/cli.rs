@@ -25,6 +25,7 @@ Examples:
   faultless-bench --case look-up,update            some cases, in all their sizes
   faultless-bench --case look-up --size 200        one size
   faultless-bench --case fork --size 64 --json -   JSON, and no table
+  faultless-bench --case pressure                  the cases whose names begin with pressure-
   faultless-bench --rounds 31 --slice 50ms         for figures to publish
 
 Linux's maple tree takes part if scripts/maple.sh has built it.";
@@ -33,10 +34,12 @@ Linux's maple tree takes part if scripts/maple.sh has built it.";
 #[derive(Debug, Parser)]
 #[command(name = "faultless-bench", version, after_help = AFTER)]
 struct Cli {
-    /// Cases to run, separated by commas [default: all; an unknown name lists them]
+    /// Cases to run, separated by commas. "pressure" means all cases that begin with "pressure-"
+    /// [default: all; an unknown name lists them]
     #[arg(long = "case", value_name = "A,B", value_delimiter = ',')]
     cases: Vec<String>,
-    /// Sizes, for the cases that have sizes: ranges of the index cases, mappings, MiB [default: each case's own]
+    /// Sizes, for the cases that have sizes: ranges of the index cases, mappings, MiB, pages in the page cache
+    /// [default: each case's own]
     #[arg(long = "size", value_name = "N,N", value_delimiter = ',')]
     sizes: Vec<u64>,
     /// Run few and short rounds: less than a minute for all cases
@@ -110,11 +113,15 @@ impl Cli {
     fn plan(&self) -> Result<Plan, Trouble> {
         let mut chosen: Vec<&'static Case> = Vec::new();
         for name in &self.cases {
-            let case = case::find(name).ok_or_else(|| {
-                Trouble::Input(format!("there is no case {name:?}; the cases are: {}", case::names()))
-            })?;
-            if !chosen.iter().any(|other| other.name == case.name) {
-                chosen.push(case);
+            let found = case::find(name);
+            if found.is_empty() {
+                let names = case::names();
+                return Err(Trouble::Input(format!("there is no case {name:?}; the cases are: {names}")));
+            }
+            for case in found {
+                if !chosen.iter().any(|other| other.name == case.name) {
+                    chosen.push(case);
+                }
             }
         }
         if chosen.is_empty() {

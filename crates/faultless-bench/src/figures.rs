@@ -1,5 +1,6 @@
 //! Figures of the rounds: medians, spreads, and the rounds that are left out.
 
+use crate::bars::Estimate;
 use crate::lap::Reading;
 use faultless_lab::measure::Latency;
 use std::time::Duration;
@@ -11,12 +12,22 @@ pub const MOST_AWAY: f64 = 0.1;
 pub struct Round {
     pub threads: Vec<Reading>,
     pub latency: Latency,
+    /// The measures of the contender, with their names.
+    pub measures: Vec<(&'static str, f64)>,
 }
 
 impl Round {
     /// Returns whether a thread was off its processor for too long.
     pub fn is_taken_away(&self) -> bool {
         self.threads.iter().any(|thread| thread.away.as_secs_f64() > thread.whole.as_secs_f64() * MOST_AWAY)
+    }
+
+    /// Returns the wall time of an operation in nanoseconds. If each operation is timed, it is the median.
+    pub fn ns_per_op(&self) -> Option<f64> {
+        match self.latency.count() {
+            0 => self.each(|thread| thread.wall),
+            _ => Some(self.latency.quantile_us(0.5) * 1e3),
+        }
     }
 
     /// Returns the nanoseconds that an operation took its thread: the time of all threads over the operations of all
@@ -40,6 +51,8 @@ pub struct Figures {
     pub p99_ns: Option<f64>,
     /// The distance between the quartiles of `ns_per_op`, as a fraction of the median.
     pub spread: Option<f64>,
+    /// The measures of all rounds, with their names.
+    pub measures: Vec<(&'static str, Estimate)>,
     /// The number of rounds that count.
     pub rounds: usize,
     /// The number of rounds that are left out.
@@ -58,11 +71,7 @@ impl Figures {
         let mut latency = Latency::default();
         kept.iter().for_each(|round| latency.add(&round.latency));
         let is_timed = latency.count() != 0;
-        let each = |round: &&Round| match is_timed {
-            true => Some(round.latency.quantile_us(0.5) * 1e3),
-            false => round.each(|thread| thread.wall),
-        };
-        let walls = sorted(kept.iter().filter_map(each));
+        let walls = sorted(kept.iter().filter_map(|round| round.ns_per_op()));
         let cpus = sorted(kept.iter().filter_map(|round| round.each(|thread| thread.cpu)));
         let median = quantile(&walls, 0.5);
         let spread = median.and_then(|m| Some((quantile(&walls, 0.75)? - quantile(&walls, 0.25)?) / m));
@@ -71,20 +80,32 @@ impl Figures {
             cpu_ns_per_op: quantile(&cpus, 0.5).filter(|_| !is_timed),
             p99_ns: is_timed.then(|| latency.quantile_us(0.99) * 1e3),
             spread: spread.filter(|spread| spread.is_finite()),
+            measures: Self::measures(rounds),
             rounds: rounds.len() - dropped,
             dropped,
         }
     }
+
+    /// Returns the estimate of one measure. All rounds count: a measure is a count, or says itself what it leaves out.
+    pub fn measure(rounds: &[Round], name: &str) -> Option<Estimate> {
+        let of = |round: &Round| Some(round.measures.iter().find(|(named, _)| *named == name)?.1);
+        Estimate::of(rounds.iter().filter_map(of))
+    }
+
+    fn measures(rounds: &[Round]) -> Vec<(&'static str, Estimate)> {
+        let names = rounds.first().into_iter().flat_map(|round| &round.measures);
+        names.filter_map(|(name, _)| Some((*name, Self::measure(rounds, name)?))).collect()
+    }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+pub fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
 /// Returns a quantile of sorted values, interpolated between neighbours, or `None` if there are no values.
-fn quantile(sorted: &[f64], quantile: f64) -> Option<f64> {
+pub fn quantile(sorted: &[f64], quantile: f64) -> Option<f64> {
     let place = quantile * sorted.len().checked_sub(1)? as f64;
     let (low, high) = (place.floor() as usize, place.ceil() as usize);
     Some(sorted[low] + (sorted[high] - sorted[low]) * place.fract())
@@ -100,6 +121,7 @@ mod tests {
         Round {
             threads: vec![Reading { ops: 10, wall, cpu: wall, whole, away }],
             latency: Latency::default(),
+            measures: Vec::new(),
         }
     }
 

@@ -1,7 +1,9 @@
 //! The report for programs: one row for each case, size, number of threads and contender.
 
+use crate::bars::{Estimate, Judged};
 use crate::run::Row;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// All rows of a run.
 #[derive(Serialize)]
@@ -23,6 +25,10 @@ struct Line<'a> {
     cpu_ns_per_op: Option<f64>,
     rounds: usize,
     dropped: usize,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    measures: BTreeMap<&'static str, Estimate>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    bars: &'a [Judged],
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,6 +56,8 @@ impl<'a> Line<'a> {
             cpu_ns_per_op: figures.and_then(|figures| figures.cpu_ns_per_op),
             rounds: figures.map_or(0, |figures| figures.rounds),
             dropped: figures.map_or(0, |figures| figures.dropped),
+            measures: figures.into_iter().flat_map(|figures| figures.measures.iter().copied()).collect(),
+            bars: &row.bars,
             skipped: row.figures.as_ref().err().map(String::as_str),
             note: row.note.as_deref(),
         }

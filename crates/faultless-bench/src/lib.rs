@@ -6,6 +6,7 @@
 //!           │
 //!           ├─ lap         one slice of one thread, timed
 //!           ├─ figures     medians, spreads, the rounds that are left out
+//!           ├─ bars        figures that a case is to reach, and the verdicts
 //!           └─ case        name ─► its entrants
 //!                ├─ index      trees of ranges: one trait, a file for ours, one for the peers, one for Linux's maple tree
 //!                ├─ section    read sections
@@ -17,6 +18,7 @@
 // Modules that need unsafe code allow it themselves.
 #![deny(unsafe_code)]
 
+mod bars;
 mod case;
 mod cli;
 mod engine;
@@ -27,6 +29,7 @@ mod json;
 mod lap;
 mod linux;
 mod lock;
+mod pressure;
 mod report;
 mod run;
 mod section;

@@ -19,6 +19,7 @@ pub const LOCK_WORD: Case = Case {
     about: "take for reading and release; the threads share the lock, except that each has its own slot or bit",
     sizes: None,
     slices: 1,
+    bars: &[],
     set_up: |_| Ok(lock_words()),
 };
 
@@ -27,6 +28,7 @@ pub const PAGE_BIT: Case = Case {
     about: "enter a read section, find the entry of a page, set its bit, fence, check that its table is reachable, clear the bit, leave",
     sizes: None,
     slices: 1,
+    bars: &[],
     set_up: |_| page_bits(),
 };
 

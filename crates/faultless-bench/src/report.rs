@@ -1,5 +1,6 @@
 //! The report for people: a table for each case and size.
 
+use crate::bars::{Estimate, Verdict};
 use crate::figures::MOST_AWAY;
 use crate::run::{Plan, Row};
 use comfy_table::presets::ASCII_MARKDOWN;
@@ -53,6 +54,17 @@ pub fn table(rows: &[Row]) -> String {
     let _ = writeln!(text, "\n{table}");
     let mut said: Vec<String> = Vec::new();
     for row in rows {
+        let of = format!("{}, {} threads", row.contender, row.threads);
+        let measures = row.figures.iter().flat_map(|figures| &figures.measures);
+        said.extend(measures.map(|(name, value)| format!("{of}: {name}: {}", estimate(value))));
+        said.extend(row.bars.iter().map(|bar| {
+            let verdict = match bar.verdict {
+                Verdict::Met => "met",
+                Verdict::Missed => "missed",
+                Verdict::Unknown => "unknown, since the bar lies inside the noise",
+            };
+            format!("{of}: bar: {}, at most {}: {}: {verdict}", bar.about, bar.most, estimate(&bar.value))
+        }));
         let skipped = row.figures.as_ref().err();
         said.extend(skipped.map(|reason| format!("{}: skipped, {reason}", row.contender)));
         said.extend(row.note.as_ref().map(|note| format!("{}: {note}", row.contender)));
@@ -62,6 +74,11 @@ pub fn table(rows: &[Row]) -> String {
         let _ = writeln!(text, "{line}");
     });
     text
+}
+
+/// Formats a median with its interval.
+fn estimate(value: &Estimate) -> String {
+    format!("{:.3} ({:.3} to {:.3})", value.median, value.low, value.high)
 }
 
 /// Formats nanoseconds with about three digits.
@@ -90,6 +107,7 @@ mod tests {
             contender: contender.into(),
             figures,
             note: None,
+            bars: Vec::new(),
         };
         let missing = || Err("not built: scripts/maple.sh".into());
         let rows = [row("a", 1, Ok(figures)), row("b", 1, missing()), row("b", 2, missing())];

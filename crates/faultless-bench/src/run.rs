@@ -1,5 +1,6 @@
 //! Runs cases in rounds. In a round each entrant has one slice, in an order that changes.
 
+use crate::bars::{Judged, Rounds};
 use crate::case::{Case, Entrant, Work};
 use crate::figures::{Figures, Round};
 use crate::index::Random;
@@ -28,6 +29,8 @@ pub struct Row {
     /// The figures, or the reason for which there are none.
     pub figures: Result<Figures, String>,
     pub note: Option<String>,
+    /// The bars that are about this row.
+    pub bars: Vec<Judged>,
 }
 
 impl Plan {
@@ -50,15 +53,17 @@ impl Plan {
                     }
                 })?;
                 progress.step();
-                let row = |(entrant, rounds): (Entrant, Vec<Round>)| Row {
+                let all: Vec<Rounds<'_>> = entrants.iter().zip(&rounds).map(rounds_of_entrant).collect();
+                let row = |(entrant, own): (&Entrant, &Rounds<'_>)| Row {
                     case,
                     size,
                     threads: entrant.threads,
-                    contender: entrant.contender,
+                    contender: entrant.contender.clone(),
                     note: entrant.work.as_ref().ok().and_then(|work| work.note()),
-                    figures: entrant.work.map(|_| Figures::of(&rounds)),
+                    bars: case.bars.iter().filter_map(|bar| bar.judge(*own, &all)).collect(),
+                    figures: entrant.work.as_ref().map(|_| Figures::of(own.rounds)).map_err(Clone::clone),
                 };
-                done(entrants.into_iter().zip(rounds).map(row).collect())?;
+                done(entrants.iter().zip(&all).map(row).collect())?;
             }
         }
         Ok(())
@@ -89,6 +94,10 @@ impl Plan {
     }
 }
 
+fn rounds_of_entrant<'a>((entrant, rounds): (&'a Entrant, &'a Vec<Round>)) -> Rounds<'a> {
+    Rounds { contender: &entrant.contender, threads: entrant.threads, rounds }
+}
+
 /// Runs one slice of all threads at the same time, after a shorter slice that warms up.
 fn slice(work: &dyn Work, threads: usize, length: Duration, number: usize) -> Result<Round, Trouble> {
     let (over, start) = (AtomicBool::new(false), Barrier::new(threads));
@@ -108,13 +117,14 @@ fn slice(work: &dyn Work, threads: usize, length: Duration, number: usize) -> Re
         let all: Vec<_> = (0..threads).map(one).collect();
         let all: Vec<_> = all.into_iter().map(|thread| thread.join()).collect();
         over.store(true, Ordering::Relaxed);
-        let mut round = Round { threads: Vec::new(), latency: Latency::default() };
+        let mut round = Round { threads: Vec::new(), latency: Latency::default(), measures: Vec::new() };
         for thread in all {
             let read = thread.unwrap_or_else(|_| Err(Trouble::Wrong("a thread has panicked".into())));
             let (reading, latency) = read?;
             round.latency.add(&latency);
             round.threads.push(reading);
         }
+        round.measures = work.measures(&round.threads);
         Ok(round)
     })
 }

@@ -17,6 +17,7 @@ pub const CASE: Case = Case {
     about: "enter a read section, read a shared word that is never written, leave",
     sizes: None,
     slices: 1,
+    bars: &[],
     set_up: |_| Ok(entrants()),
 };
 

@@ -23,6 +23,10 @@ fn every_case_gives_rows() {
         for key in ["case", "size", "threads", "contender", "ns_per_op", "p99_ns", "spread"] {
             assert!(row.get(key).is_some(), "{key} is missing in {row}");
         }
+        for bar in row.get("bars").and_then(Value::as_array).into_iter().flatten() {
+            let verdict = bar["verdict"].as_str().expect("a verdict");
+            assert!(["met", "missed", "unknown"].contains(&verdict) && bar["median"].is_number(), "{bar}");
+        }
         let (ns, skipped) = (&row["ns_per_op"], row.get("skipped"));
         assert!(ns.as_f64().is_some_and(|ns| ns > 0.0) != skipped.is_some(), "{row}");
         assert_eq!(
@@ -53,9 +57,15 @@ fn every_case_gives_rows() {
         ("disjoint-change", "faultless, a space each", 2),
         ("fork", "linux (traps)", 1),
         ("cow-break", "linux (traps)", 1),
+        ("pressure-swap", "LZ4 alone", 2),
+        ("pressure-reclaim", "a root lock, beside forks", 1),
+        ("pressure-files", "faultless", 500),
+        ("pressure-exit", "faultless", 1),
     ] {
         assert!(of(case).contains(&(contender.into(), threads)), "{case}: {:?}", of(case));
     }
+    let with_bars: Vec<_> = rows.iter().filter(|row| row.get("bars").is_some()).collect();
+    assert_eq!(with_bars.len(), 4, "the space with one and two threads, the files, exit: {with_bars:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use crate::kernel::Userfault;
 use faultless::address::PAGE_SIZE;
 use faultless::frame::Folio;
-use faultless::host::{Frame, FrameSource, FrameUsage, FrameUse, GroupId};
+use faultless::host::{Frame, FrameSource, FrameUsage, FrameUse, GroupId, Sections};
 use faultless::sync::Held;
 use faultless_soft::{MemoryError, PhysicalMemory};
 use parking_lot::{Mutex, MutexGuard};
@@ -237,5 +237,9 @@ unsafe impl FrameSource for Frames {
 
     fn usage(&self) -> FrameUsage {
         self.memory.usage()
+    }
+
+    fn watch(&self, sections: &Arc<Sections>, low: u64) {
+        self.memory.watch(sections, low);
     }
 }

@@ -8,11 +8,11 @@ use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::store::{Bytes, Store, StoreError, Transfer};
-use faultless::swap::StoreDevice;
+use faultless::swap::{StoreDevice, SwapDevice};
 use faultless::vma::MappingFlags;
 use faultless::{
-    AddressSpace, Advice, Engine, File, Limits, LockAll, LockMode, MapRequest, Placement, RemapFlags,
-    RemapRequest, SpaceLimits, SyncFlags,
+    AddressSpace, Advice, Engine, File, LimitConfig, Limits, LockAll, LockMode, MapRequest, MemoryLimit,
+    MoveRequest, Placement, RemapFlags, RemapRequest, SpaceLimits, SyncFlags,
 };
 use faultless_soft::{Cpu, Soft};
 use std::error::Error;
@@ -146,7 +146,8 @@ fn crowd(space: &Space) -> Result<(), Failure> {
 fn pressure(table: &mut Table) -> Result<(), Failure> {
     const FRAMES: u64 = 64;
     let engine = Engine::new(Soft::new(FRAMES)?, Limits::default())?;
-    engine.add_swap(Arc::new(StoreDevice::new(Memory::pages(8 * FRAMES))?))?;
+    let device: Arc<dyn SwapDevice> = Arc::new(StoreDevice::new(Memory::pages(8 * FRAMES))?);
+    table.call("Engine::add_swap", || engine.add_swap(device.clone()))?;
     let space = Space::new(&engine)?;
     space.map(anonymous(4 * FRAMES, 0))?;
     for page in 0..4 * FRAMES {
@@ -168,6 +169,29 @@ fn pressure(table: &mut Table) -> Result<(), Failure> {
     {
         table.call(name, || space.advise(at(0), bytes(4 * FRAMES), advice))?;
     }
+    (0..FRAMES).try_for_each(|page| space.store_u64(at(page), page))?;
+    space.map(anonymous(16, LEAF * 4))?;
+    let request = MoveRequest::new(at(0), bytes(16), at(LEAF * 4));
+    table.call("move_pages", || space.move_pages(request))?;
+    let child = space.fork()?;
+    table.call("unshare", || child.unshare(at(16), bytes(16)))?;
+    child.unmap(at(32), bytes(4 * FRAMES))?;
+    table.call("isolate_cowed", || child.isolate_cowed(at(0), bytes(32)))?;
+    table.call("reap", || child.reap());
+    drop((child, space));
+    let limit = table.call("MemoryLimit::new", || MemoryLimit::new(&engine, LimitConfig::max(32)))?;
+    let group = table.call("MemoryLimit::child", || limit.child(LimitConfig { high: 16, max: 32 }))?;
+    let space = table.call("AddressSpace::new_in", || Space::new_in(&engine, &group))?;
+    space.map(anonymous(FRAMES, 0))?;
+    for page in 0..FRAMES {
+        table.call("fault: a group at its limit", || space.fault_and_wait(at(page), Access::Write))?;
+        space.store_u64(VirtAddr::new(at(page).get() + 8), page)?;
+    }
+    table.call("MemoryLimit::set", || group.set(LimitConfig::max(16)))?;
+    table.call("MemoryLimit::usage", || limit.usage());
+    table.call("Engine::reclaim", || engine.reclaim(8));
+    space.exit();
+    table.call("Engine::remove_swap", || engine.remove_swap(&device))?;
     Ok(())
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct FreeList {
     pub fresh: plain::AtomicU64,
     /// The number of frames that were taken past the caches, less those freed past them; wraps. Atomic.
     pub used: plain::AtomicU64,
+    /// The number of frames in the list. A hint: a frame may be taken before it is counted, so it wraps. Atomic.
+    length: plain::AtomicU64,
 }
 
 impl FreeList {
@@ -36,7 +38,13 @@ impl FreeList {
             bits: u64::BITS - frames.leading_zeros(),
             fresh: plain::AtomicU64::new(0),
             used: plain::AtomicU64::new(0),
+            length: plain::AtomicU64::new(0),
         }
+    }
+
+    /// Returns the number of frames in the list: a hint.
+    pub fn length(&self) -> u64 {
+        (self.length.load(Ordering::Relaxed) as i64).max(0) as u64
     }
 
     /// Returns the top frame's number plus one.
@@ -53,9 +61,10 @@ impl FreeList {
     pub fn push(&self, next: &[plain::AtomicU32], frames: impl Iterator<Item = u32>) {
         let mut frames = frames.peekable();
         let Some(&top) = frames.peek() else { return };
-        let mut bottom = top;
+        let (mut bottom, mut count) = (top, 0);
         while let Some(frame) = frames.next() {
             bottom = frame;
+            count += 1;
             if let Some(below) = frames.peek() {
                 next[frame as usize].store(below + 1, Ordering::Relaxed);
             }
@@ -65,7 +74,10 @@ impl FreeList {
             next[bottom as usize].store(self.top(head), Ordering::Relaxed);
             let new = self.retag(head, top + 1);
             match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return,
+                Ok(_) => {
+                    self.length.fetch_add(count, Ordering::Relaxed);
+                    return;
+                }
                 Err(now) => head = now,
             }
         }
@@ -88,7 +100,10 @@ impl FreeList {
             }
             let new = self.retag(head, top);
             match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return count,
+                Ok(_) => {
+                    self.length.fetch_sub(count as u64, Ordering::Relaxed);
+                    return count;
+                }
                 Err(now) => head = now,
             }
         }

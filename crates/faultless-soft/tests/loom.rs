@@ -12,7 +12,7 @@ use faultless::host::Host;
 use faultless::protection::{Access, Protection};
 use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
-use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
+use faultless::{Advice, Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
 use models::{READ_WRITE, Space, at, beside, close, in_a_space, map, spawn};
 use std::sync::{Arc, Mutex};
@@ -391,6 +391,27 @@ fn forks_cut() {
         stores.join().unwrap();
         let later = (child.load_u64(at(1)).unwrap(), child.load_u64(at(2)).unwrap());
         assert_eq!(cut, later, "invariant 7: the child changed after fork");
+        assert_eq!(space.load_u64(at(1)).unwrap(), 1, "the parent lost a store");
+        drop(child);
+    });
+}
+
+/// The same if fork copies the pages at once: it does so when no processor stores by an old translation.
+#[test]
+fn forks_cut_of_copies() {
+    in_a_space(2, machine, |_, space| {
+        map(space, 1, 2);
+        space.advise(at(1), 2 * PAGE_SIZE, Advice::CopyAtFork).unwrap();
+        space.store_u64(at(1), 0).unwrap();
+        space.store_u64(at(2), 0).unwrap();
+        let stores = beside(space, move |other| {
+            other.store_u64(at(1), 1).unwrap();
+            other.store_u64(at(2), 1).unwrap();
+        });
+        let child = space.fork().unwrap();
+        let cut = (child.load_u64(at(1)).unwrap(), child.load_u64(at(2)).unwrap());
+        assert_ne!(cut, (0, 1), "invariant 7: the child sees the second store without the first");
+        stores.join().unwrap();
         assert_eq!(space.load_u64(at(1)).unwrap(), 1, "the parent lost a store");
         drop(child);
     });

@@ -180,6 +180,7 @@ fn a_home_of_a_page_that_has_left_its_family() {
         space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
         engine.flush();
         assert!(engine.pages_by_home(frame(&child, MOVED)).is_empty());
+        child.audit().unwrap_or_else(|error| panic!("{error}"));
         follower.join().unwrap();
         drop(child);
     });
@@ -214,5 +215,36 @@ fn a_home_against_the_last_handle() {
         let follower = follower(&engine, &space);
         end(&engine, space);
         follower.join().unwrap();
+    });
+}
+
+/// Rule H1 for a family: its last table leaves it, and stays. The thread has read the family in a page's home.
+#[test]
+fn a_home_against_isolation() {
+    in_a_full_table(copying, |engine, space| {
+        let child = space.fork().unwrap();
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        engine.flush();
+        let follower = follower(engine, &child);
+        let cost = child.isolate_cowed(at(0), PAGE_SIZE).unwrap();
+        assert_eq!((cost.left, cost.remarked), (1, 2));
+        follower.join().unwrap();
+        assert_eq!(engine.pages_by_home(frame(&child, 0)), [PageNumber::new(0)]);
+        drop(child);
+    });
+}
+
+/// A table with a page that another space has too stays in its family, and a thread finds the page through it.
+#[test]
+fn a_shared_page_against_isolation() {
+    in_a_full_table(copying, |engine, space| {
+        let child = space.fork().unwrap();
+        let follower = follower(engine, &child);
+        child.store_u64(at(1), 2).unwrap();
+        let cost = child.isolate_cowed(at(0), PAGE_SIZE).unwrap();
+        assert_eq!((cost.left, cost.stayed), (0, 1), "a table with a shared page has left its family");
+        assert_eq!(engine.pages_by_home(frame(&child, 0)).len(), 2);
+        follower.join().unwrap();
+        drop(child);
     });
 }

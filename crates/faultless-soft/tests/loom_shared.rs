@@ -57,7 +57,11 @@ fn stored(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Spa
 
 /// The same, on a given machine.
 fn stored_on(soft: Soft) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
-    let engine = Engine::new(soft, Limits::default()).expect("memory for an engine");
+    stored_by(Engine::new(soft, Limits::default()).expect("memory for an engine"))
+}
+
+/// The same, by a given engine.
+fn stored_by(engine: Arc<Engine<Soft>>) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
     let kept = Arc::new(Kept(Mutex::new((Vec::new(), 0))));
     let file = File::open_rw(&engine, kept.clone()).expect("a store with a length");
     let space = Space::new(&engine).unwrap();
@@ -239,9 +243,11 @@ fn a_failed_write_stays_dirty() {
 /// A fault that needs the frame gets it after the page was written, and not before.
 #[test]
 fn eviction_against_writeback() {
-    model(2, || {
+    model(1, || {
         // One frame for the page of zeros, and one for the file's page.
-        let (engine, file, kept, space) = stored(2);
+        let engine = Engine::new(Soft::new(2).expect("frames"), Limits::default()).expect("memory");
+        engine.queue_pages_for_reclaim();
+        let (engine, file, kept, space) = stored_by(engine);
         space.unmap(at(1), PAGE_SIZE).unwrap();
         map(&space, 2, 1);
         let fault = beside(&space, move |other| {

@@ -184,6 +184,87 @@ fn two_loads_of_a_shared_tables_page() {
         assert_eq!(child.load_u64(at(0)), Ok(1));
         load.join().unwrap();
         assert_eq!(device.reads.load(Ordering::Relaxed), 1, "read twice");
+        assert_eq!(engine.statistics().get(Counter::TablesCopied), 0, "the page did not come back for both");
+        audit(space);
+        audit(&child);
+    });
+}
+
+/// The child reads the page of the shared table, while reclaim looks at the table again.
+#[test]
+fn a_load_against_reclaim_from_a_shared_table() {
+    with_a_child(2, |engine, space, child, _| {
+        swap_out(engine);
+        let reclaimer = reclaiming(engine, 1);
+        assert_eq!(child.load_u64(at(0)), Ok(1), "a page was lost");
+        reclaimer.join().unwrap();
+        assert_eq!((space.load_u64(at(0)), child.load_u64(at(0))), (Ok(1), Ok(1)), "a page was lost");
+        assert_eq!(engine.statistics().get(Counter::TablesCopied), 0, "the page did not come back for both");
+        audit(space);
+        audit(&child);
+    });
+}
+
+/// The parent reads the page while the child ends, and then has the table alone. It stores to the page that has come back, which goes
+/// to its slot again.
+#[test]
+fn a_load_against_a_takeover() {
+    with_a_child(2, |engine, space, child, _| {
+        swap_out(engine);
+        let end = spawn(1, move || drop(child));
+        assert_eq!(space.load_u64(at(0)), Ok(1), "a page was lost");
+        end.join().unwrap();
+        space.store_u64(word(1), 2).unwrap();
+        audit(space);
+        // The first look clears the accessed bit.
+        (0..2).for_each(|_| reclaim(engine));
+        assert_eq!(words(space), (1, 2), "a store was lost");
+        audit(space);
+    });
+}
+
+/// The child reads the page, while the parent shares the table with another child.
+#[test]
+fn a_load_against_another_fork() {
+    with_a_child(1, |engine, space, child, _| {
+        swap_out(engine);
+        let load = beside(&child, |child| assert_eq!(child.load_u64(at(0)), Ok(1), "a page was lost"));
+        let other = space.fork().unwrap();
+        assert_eq!(other.load_u64(at(0)), Ok(1), "a page was lost");
+        load.join().unwrap();
+        space.store_u64(word(1), 2).unwrap();
+        assert_eq!((words(space), words(&child), words(&other)), ((1, 2), (1, 0), (1, 0)), "invariant 6");
+        [space, &child, &other].into_iter().for_each(audit);
+    });
+}
+
+/// The parent reads the page on one thread, and unmaps it on another.
+#[test]
+fn a_load_against_unmap_in_its_own_space() {
+    with_a_child(2, |engine, space, child, _| {
+        swap_out(engine);
+        let load = beside(space, |space| assert!(!matches!(space.load_u64(at(0)), Ok(value) if value != 1)));
+        space.unmap(at(0), PAGE_SIZE).unwrap();
+        assert!(space.load_u64(at(0)).is_err(), "invariant 3: an access succeeds after unmap");
+        load.join().unwrap();
+        assert!(space.load_u64(at(0)).is_err(), "invariant 3: an access succeeds after unmap");
+        assert_eq!((child.load_u64(at(0)), child.load_u64(at(1))), (Ok(1), Ok(1)), "a page was lost");
+        audit(space);
+        audit(&child);
+    });
+}
+
+/// The parent reads the page on one thread, and takes all rights away on another.
+#[test]
+fn a_load_against_protect_in_its_own_space() {
+    with_a_child(2, |engine, space, child, _| {
+        swap_out(engine);
+        let load = beside(space, |space| assert!(!matches!(space.load_u64(at(0)), Ok(value) if value != 1)));
+        space.protect(at(0), PAGE_SIZE, Protection::empty()).unwrap();
+        assert!(space.load_u64(at(0)).is_err(), "invariant 3: a load succeeds after protect");
+        load.join().unwrap();
+        assert!(space.load_u64(at(0)).is_err(), "invariant 3: a load succeeds after protect");
+        assert_eq!(child.load_u64(at(0)), Ok(1), "a page was lost");
         audit(space);
         audit(&child);
     });

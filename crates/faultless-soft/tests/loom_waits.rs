@@ -171,6 +171,7 @@ fn a_fault_beside_a_store_that_is_asked() {
 fn crowded() -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
     let limits = Limits { cached_pages: 2, ..Limits::default() };
     let engine = Engine::new(Soft::new(6).expect("frames"), limits).expect("memory for an engine");
+    engine.queue_pages_for_reclaim();
     let file = File::open(&engine, Arc::new(Zeros(3))).expect("a store with a length");
     (engine, file)
 }

@@ -72,6 +72,8 @@ pub struct Attempt {
     pub unshares: bool,
     /// The engine's ticket: the place in the queue for memory, once the page work has waited there.
     pub ticket: u64,
+    /// The engine's count: the turns in the queue for memory that have found none.
+    pub turns: u32,
 }
 
 impl Attempt {
@@ -85,6 +87,7 @@ impl Attempt {
             only: MappingFilter::Any,
             unshares: false,
             ticket: NEWCOMER,
+            turns: 0,
         }
     }
 }

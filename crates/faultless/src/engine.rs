@@ -2,63 +2,33 @@
 //! calls this module. So debug builds check in one place that the thread is in no section and has announced nothing
 //! (invariant 1).
 
+mod limits;
 mod shared_tables;
 mod stale;
 mod waits;
 
+pub use limits::{DirtyLimits, Limits, LimitsError, Reserve};
 pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
 pub(crate) use stale::{OpenBatches, RemovedBatch, RemovedEntries, StaleBatch};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
+use crate::background::Background;
 use crate::frame::{Folio, Reference, Remaining};
 use crate::host::{
     Clock, Frame, FrameSource, FrameUsage, FrameUse, Frames, GroupId, Host, OutOfMemory, PageTable, Park,
     Slots,
 };
-use crate::page_cache::Account;
-use crate::reclaim::{Reclaim, ReclaimOrder};
+use crate::limit::Victims;
+use crate::page_cache::{Account, DirtyPages};
+use crate::reclaim::Reclaim;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::swap::Swap;
 use crate::sync::{
-    AccessSection, Held, Kept, Mutex, MutexGuard, Pinned, RetiredList, Section, Sections, plain,
+    AccessSection, Held, Kept, Mutex, MutexGuard, OnceBox, Pinned, RetiredList, Section, Sections, plain,
     try_box_uninit,
 };
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
-
-/// The limits of an engine's resources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts. Idle pages are
-    /// evicted first, then mapped ones are reclaimed.
-    pub cached_pages: u64,
-    /// The largest number of mappings in one space (vm.max_map_count, 65,530). See
-    /// [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
-    pub mappings: usize,
-    /// The number of entries from which on fork shares a leaf table. A shared table is copied when the parent or the
-    /// child needs another entry. Fork copies the entries of a table that has fewer. With `u64::MAX`, no table is ever
-    /// shared.
-    pub shared_entries: u64,
-    /// The order in which reclaim tries anonymous pages.
-    pub reclaim: ReclaimOrder,
-}
-
-/// An eighth of a leaf table of 512 entries.
-#[cfg(not(loom))]
-const SHARED_ENTRIES: u64 = 64;
-#[cfg(loom)]
-const SHARED_ENTRIES: u64 = 2;
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            cached_pages: u64::MAX,
-            mappings: 65_530,
-            shared_entries: SHARED_ENTRIES,
-            reclaim: ReclaimOrder::default(),
-        }
-    }
-}
 
 /// A value of a slot of `H`, with the guard that keeps its thread at that slot.
 pub(crate) type PinnedTo<H, T> = Pinned<T, <<H as Host>::Slots as Slots>::Guard>;
@@ -91,6 +61,12 @@ pub struct Engine<H: Host> {
     pub(crate) reclaim: CachePadded<Reclaim>,
     /// Whether a thread takes stocks of others back. Atomic.
     pub(crate) takes_stocks: plain::AtomicBool,
+    /// The background worker. It has a cache line of its own.
+    pub(crate) background: CachePadded<Background>,
+    /// The dirty pages of files. They have a cache line of their own.
+    pub(crate) dirty: CachePadded<DirtyPages<H>>,
+    /// The spaces that may be ended for lack of memory, and the policy that chooses. Empty until [`Engine::end_victims`].
+    pub(crate) victims: OnceBox<Victims>,
 }
 
 impl<H: Host> Engine<H> {
@@ -108,6 +84,7 @@ impl<H: Host> Engine<H> {
         let zero = frames.allocate(GroupId::ROOT, FrameUse::ZeroPage).ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_zeros();
+        let dirty = limits.dirty.marks(host.frames().usage().limit.min(limits.cached_pages));
         let place = engine.as_mut_ptr();
         // The engine is made where it stays: a host may be large, and a kernel's stack has no room for it.
         // SAFETY: places of the box's own; each field is written once, and none is read before all are.
@@ -124,6 +101,9 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).swap).write(Swap::default());
             (&raw mut (*place).reclaim).write(CachePadded::new(Reclaim::new(limits.reclaim)));
             (&raw mut (*place).takes_stocks).write(plain::AtomicBool::new(false));
+            (&raw mut (*place).background).write(CachePadded::default());
+            (&raw mut (*place).dirty).write(CachePadded::new(DirtyPages::new(dirty)));
+            (&raw mut (*place).victims).write(OnceBox::default());
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };
@@ -156,7 +136,7 @@ impl<H: Host> Engine<H> {
         self.reclaims.load(plain::Ordering::Relaxed)
     }
 
-    /// Returns whether reclaim takes mapped pages of files: always. Models turn it on, since it makes each fault longer.
+    /// Returns whether reclaim takes pages of files: always. Models turn it on, since it makes each read of a page longer.
     #[inline]
     pub(crate) fn reclaims_files(&self) -> bool {
         cfg!(not(loom)) || self.reclaims()
@@ -177,12 +157,6 @@ impl<H: Host> Engine<H> {
     /// ([`File::in_memory`](crate::File::in_memory)) are not counted.
     pub fn cached_pages(&self) -> u64 {
         self.cache.cached()
-    }
-
-    /// Returns the number of folios on the list of idle folios. These are cached pages that are not in use, and pages
-    /// that came into use again after eviction last looked at them. Files without a store have none there.
-    pub fn idle_folios(&self) -> u64 {
-        self.cache.idle.length(self)
     }
 
     /// Returns the number of bytes that the engine has from the allocator for its own use, with those of its host's page
@@ -510,24 +484,18 @@ impl<H: Host> Engine<H> {
         Frames::new(self.host.frames())
     }
 
-    /// Drops a reference. Frees the frame if it was the last one; lists the folio as idle if only the page cache's is
-    /// left; frees folio and slot if only the swap cache's is left and no entry names the slot. Does not wait.
+    /// Drops a reference. Frees the frame if it was the last one; frees folio and slot if only the swap cache's is left and no
+    /// entry names the slot. Does not wait.
     #[inline]
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
         self.see_to(frame, self.folio(frame).release(reference));
     }
 
-    /// Drops the reference of the list of idle folios, as [`Engine::put`] drops another.
-    pub(crate) fn put_listed(&self, frame: Frame) {
-        self.see_to(frame, self.folio(frame).release_listed());
-    }
-
+    /// Does what the drop of a reference demands, after which `left` remains.
     #[inline]
-    fn see_to(&self, frame: Frame, left: Remaining) {
+    pub(crate) fn see_to(&self, frame: Frame, left: Remaining) {
         match left {
             Remaining::Nothing => self.free_frame(frame),
-            Remaining::Idle if self.folio(frame).is_anonymous() => self.see_to_cached(frame),
-            Remaining::Idle => self.cache.list(self, frame),
             Remaining::InSlot => self.see_to_cached(frame),
             Remaining::Others => {}
         }
@@ -579,8 +547,11 @@ const SPINS: u32 = 64;
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
+        // A worker that sleeps without a handle of the engine finds that the engine is gone.
+        self.background.call(self.host.park());
         self.host.slots().detach(&self.sections);
         self.uncharge(self.waits.room());
+        self.uncharge_candidates();
         // SAFETY: `&mut self`: no space is left, so no thread is in a section of this engine.
         unsafe { self.sections.free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);

@@ -3,6 +3,10 @@
 
 /// Operation not permitted: the mapping is sealed, or only a privileged caller may pass the limit.
 pub const EPERM: i32 = 1;
+/// There is no page, or nothing is mapped, at an address of a move of pages.
+pub const ENOENT: i32 = 2;
+/// No such process: it has exited.
+pub const ESRCH: i32 = 3;
 /// Input/output error.
 pub const EIO: i32 = 5;
 /// No such file.

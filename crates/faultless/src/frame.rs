@@ -2,7 +2,7 @@
 //! exclusive, free, or in use.
 
 pub(crate) use isolated::Isolation;
-pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
+pub(crate) use outcome::{Refused, Remaining, Share};
 pub(crate) use swap_cache::Alone;
 
 use crate::engine::MAX_SHARED_TABLES;
@@ -25,17 +25,17 @@ use crate::tables::Home;
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
 ///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
-///  55 REFERENCED: of a file's folio, used since the clock hand of the idle list passed; of an anonymous one see 62
+///  55 REFERENCED: of a file's folio, found by a lookup since reclaim looked last; of an anonymous one see 62
 ///  56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
-///  59 LISTED: the list of idle folios has a reference
+///  59 unused
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
 ///  61 ISOLATED: a reclaimer has it in its batch
 ///  62 USED2: the high bit of a count of uses, above REFERENCED in an anonymous folio, above 63 in a file's
 ///  63 LAZY: of an anonymous folio, after MADV_FREE, not stored to since; of a file's folio see 62
 /// ```
 ///
-/// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
+/// Bits 0 to 50 are references. When all are gone the frame is free. If a word has no references, only the thread
 /// that has the frame alone changes it.
 ///
 /// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no common line:
@@ -47,8 +47,8 @@ use crate::tables::Home;
 /// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
 /// | 4 | why a read failed | used |
 /// | 4 | the group of the memory limit that pays for it | used |
-/// | 24 | the place in the list of idle folios | used |
 /// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
+/// | 24 | | unused |
 ///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
@@ -57,7 +57,8 @@ pub struct Folio {
     /// The counts and the state. Atomic. Each method states who may write.
     word: AtomicU64,
     /// A [`Home`]. Atomic. In a file's folio, the thread that has the frame alone writes it. In an anonymous folio, the
-    /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). Read in sections.
+    /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). That of an anonymous
+    /// folio is followed in sections, that of a file's folio under a lock (rule H7).
     home: AtomicU64,
     /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot. Atomic. The thread that has the
     /// frame alone writes it, or the thread that attaches the folio to a slot.
@@ -65,10 +66,9 @@ pub struct Folio {
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
     error: plain::AtomicU32,
-    /// The number of the group that pays for the page, 0 for the root. Atomic. The thread that has the frame alone writes it.
+    /// The number of the group that pays for the page, 0 for the root, and a mark if the group counts it as a file's. Atomic. The thread
+    /// that has the frame alone writes it.
     group: plain::AtomicU32,
-    /// The folio's file, and its neighbours in the list of idle folios. See the type.
-    place: ListPlace,
     /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
     /// states who may write.
     link: AtomicU64,
@@ -78,21 +78,8 @@ pub struct Folio {
     life: Life,
 }
 
-/// The place of a folio in the list of idle folios. `page_cache/folio_list.rs` states its readers and writers.
-#[derive(Debug, Default)]
-pub(crate) struct ListPlace {
-    /// The file whose page it is, as the memory of a handle's counts. Null: no file, a file in memory, or a page that is
-    /// detached. Atomic. The thread that has the frame alone writes it; it is cleared and used under the list's lock.
-    pub(crate) file: plain::AtomicPtr<()>,
-    /// The next older folio. Protected by the list's lock.
-    pub(crate) before: plain::AtomicU64,
-    /// The next younger folio, protected by the list's lock. Among arrivals it is the next older folio, written by the thread
-    /// that pushes.
-    pub(crate) after: plain::AtomicU64,
-}
-
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Folio>() == 64 && size_of::<ListPlace>() <= 24);
+const _: () = assert!(size_of::<Folio>() == 64);
 
 const MAPPING: u64 = 1;
 const PIN: u64 = 1 << 24;
@@ -106,7 +93,6 @@ const REFERENCED: u64 = 1 << 55;
 const LOCKED: u64 = 1 << 56;
 const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
-const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
 const ISOLATED: u64 = 1 << 61;
 const USED2: u64 = 1 << 62;
@@ -123,7 +109,7 @@ const IO_PINS: u64 = CACHED - IO_PIN;
 const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
-const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
+const REFERENCES: u64 = EXCLUSIVE - 1;
 const _: () = assert!((ISOLATED | USED2) & (REFERENCES | WRITEBACK) == 0);
 
 /// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
@@ -190,11 +176,6 @@ impl Folio {
             index: AtomicU64::new(0),
             error: plain::AtomicU32::new(0),
             group: plain::AtomicU32::new(0),
-            place: ListPlace {
-                file: plain::AtomicPtr::new(core::ptr::null_mut()),
-                before: plain::AtomicU64::new(0),
-                after: plain::AtomicU64::new(0),
-            },
             link: AtomicU64::new(0),
             life: Life::new(),
         }
@@ -211,21 +192,25 @@ impl Folio {
         &self.life
     }
 
-    /// Begins a life as page `index` of a file's cache, being read, with `pins` pins: one for the read, the rest for the
-    /// caller. The caller has the frame alone, and publishes it afterwards (Release).
-    pub(crate) fn begin_reading(&self, file: u64, index: u64, pins: u64) {
-        self.home.store(Home::of_file(file).bits(), Ordering::Relaxed);
-        self.index.store(index, Ordering::Relaxed);
-        self.word.store(CACHED | READING | REFERENCED | (pins * PIN), Ordering::Relaxed);
+    /// Begins a life as page `index` of the file that `home` names, being read, with `pins` pins: one for the read, the rest for
+    /// the caller. The caller has the frame alone, and publishes it afterwards (Release).
+    pub(crate) fn begin_reading(&self, home: Home, index: u64, pins: u64) {
+        self.begin_cached(home, index, READING | (pins * PIN));
     }
 
-    /// Begins a life as page `index` of a file, with zeros that the store does not have. The page is up to date and dirty,
-    /// with one `reference`. A page of a file without a store stays dirty, so that it is never evicted. The caller has the
-    /// frame alone, and publishes it afterwards (Release).
-    pub(crate) fn begin_dirty(&self, file: u64, index: u64, reference: Reference) {
-        self.home.store(Home::of_file(file).bits(), Ordering::Relaxed);
+    /// Begins a life as page `index` of the file that `home` names, with zeros that the store does not have. The page is up to
+    /// date and dirty, with one `reference`. A page of a file without a store stays dirty, so that it is never evicted. The caller
+    /// has the frame alone, and publishes it afterwards (Release).
+    pub(crate) fn begin_dirty(&self, home: Home, index: u64, reference: Reference) {
+        self.begin_cached(home, index, UPTODATE | DIRTY | reference.unit());
+    }
+
+    /// Release, twice; the partners are in [`Folio::cached_home`]. A thread that sees this life's word sees this home, or a later
+    /// one. A thread that has seen the word of an earlier life, and reads this home, sees the file that it names.
+    fn begin_cached(&self, home: Home, index: u64, word: u64) {
+        self.home.store(home.bits(), Ordering::Release);
         self.index.store(index, Ordering::Relaxed);
-        self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
+        self.word.store(CACHED | REFERENCED | word, Ordering::Release);
     }
 
     /// Begins a life like [`Folio::begin_anonymous`], with `mappings` mappings.
@@ -259,11 +244,6 @@ impl Folio {
     /// Returns the page's number in its file, or the number of an anonymous folio's slot.
     pub(crate) fn index(&self) -> u64 {
         self.index.load(Ordering::Relaxed)
-    }
-
-    /// Returns the folio's place in the list of idle folios.
-    pub(crate) fn place(&self) -> &ListPlace {
-        &self.place
     }
 
     /// Adds a reference, unless the frame is free or the count is full. Acquire: the caller sees the effects of the last
@@ -319,7 +299,7 @@ impl Folio {
     }
 
     /// Drops a reference as [`Folio::put`] does. Returns the references that remain, so that the caller knows whether the
-    /// folio is idle.
+    /// folio's slot is the last to have it.
     pub(crate) fn release(&self, reference: Reference) -> Remaining {
         self.release_units(reference.unit()).0
     }
@@ -330,24 +310,11 @@ impl Folio {
         self.drop_references(CACHED)
     }
 
-    /// Takes a reference for the list of idle folios, if the page cache's is the only one. Returns true if it did; the caller
-    /// then puts the folio on the list. Acquire: the caller sees the effects of threads that dropped their references. The
-    /// caller needs no reference: whichever life of the frame this meets, a cached folio that is not in use belongs on the
-    /// list.
-    pub(crate) fn try_list(&self) -> bool {
-        let mut word = self.word.load(Ordering::Relaxed);
-        while word & REFERENCES == CACHED {
-            match self.word.compare_exchange(word, word | LISTED, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => word = now,
-            }
-        }
-        false
-    }
-
-    /// Drops the reference of the list of idle folios, as [`Folio::release`] drops another.
-    pub(crate) fn release_listed(&self) -> Remaining {
-        self.release_units(LISTED).0
+    /// Makes the page cache's reference a pin of the caller's, who drops the file and writes the page once more. So the page is no
+    /// longer attached (rule H7 of docs/home.md).
+    pub(crate) fn keep_for_write(&self) {
+        let old = self.word.fetch_add(PIN.wrapping_sub(CACHED), Ordering::Release);
+        debug_assert!(old & CACHED != 0 && old & PINS != PINS, "a page that is not attached: {old:#x}");
     }
 
     fn drop_references(&self, unit: u64) -> bool {
@@ -367,7 +334,6 @@ impl Folio {
                 Remaining::Nothing
             }
             CACHED if old & ANONYMOUS != 0 => Remaining::InSlot,
-            CACHED => Remaining::Idle,
             _ => Remaining::Others,
         };
         (left, old)

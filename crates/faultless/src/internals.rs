@@ -21,7 +21,8 @@
 //!
 //! 1. [`AddressSpace::fault`] (`space/fault/mod.rs`) is the one entry for every host. It calls page work,
 //!    `space/fault/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
-//!    a fork has left shared is copied before that (`space/fault/shared_table.rs`).
+//!    a fork has left shared is copied before that (`space/fault/shared_table.rs`). It is not copied if the fault brings a page back
+//!    for all spaces that have the table (`space/fault/shared_page.rs`).
 //! 2. `classify` determines the work that the page needs, from mapping and entry; `finish` does it, in `anonymous.rs`,
 //!    `file.rs` or `copy_on_write.rs`, each a page long. `course.rs` has the steps between two tries, with nothing
 //!    announced: it makes room where there was no frame, or begins a read.
@@ -32,7 +33,7 @@
 //!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
 //!    (`space/fault/pending.rs`).
 //!
-//! 4. A fault that finds no free frame lets everything go, evicts or reclaims (`reclaim/walk.rs`), and starts over. A fault that
+//! 4. A fault that finds no free frame lets everything go, reclaims (`reclaim/walk.rs`), and starts over. A fault that
 //!    meets an entry with a slot maps the folio of the slot, or reads it and becomes a pending fault (`space/fault/swapped.rs`).
 //!
 //! # Where each call is
@@ -52,11 +53,15 @@
 //! | … DONTNEED; REMOVE; guards; POPULATE, and the fetching of mlock and MAP_POPULATE | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
 //! | mlock, mlockall; mseal; the part they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
 //! | mincore; msync | `resident.rs`; `sync_file.rs` |
-//! | fork, the leaf tables that it shares; exit | `fork.rs`, `../fault/shared_table.rs`, `tables/`; `exit.rs` |
-//! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
+//! | fork, the leaf tables that it shares; exit, reap | `fork.rs`, `../fault/shared_table.rs`, `tables/`; `exit.rs` |
+//! | making pages the space's own ahead of a store; leaving a family of tables | `unshare.rs`, `../fault/unshare.rs`; `isolate.rs` |
+//! | the choice of a space that is ended for lack of memory | `limit/victim.rs`, `../victim.rs` |
+//! | moving pages between mappings, without a change of mappings | `move_pages.rs` |
+//! | another space's memory; advice about it; pages pinned for a device | `remote.rs`; `advise_remote.rs`; `pin.rs` |
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
 //! | the limits of a space | `../limits.rs` |
 //! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `space/truncate.rs` |
+//! | the background worker: free frames, groups below their limits; dirty pages | `background/`; `page_cache/dirty.rs` |
 //! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
 //!
@@ -89,18 +94,19 @@
 //!     the tree lock                                   a few instructions, and waits for edits; no thread waits for another processor with it
 //!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
 //!       a file's list of spaces
-//!     an entry's bit                                  never held while one sleeps; one at a time
-//! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
-//! folios; a slot's list of retired things; a queue of sleeping threads; the locks of a swap device in compressed memory. A
+//!     an entry's bit                                  never held while one sleeps; one at a time, and two by a move of pages
+//! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the lock under which
+//! a page leads to its file; the list of spaces that may be ended for lack of memory; a slot's list of retired things; a queue of
+//! sleeping threads; the locks of a swap device in compressed memory. A
 //! handle's account is taken before its file's errors.
 //! ```
 //! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there. The lock of an
 //! anonymous folio is tried for with an entry's bit, for a few steps (`space/fault/swapped.rs`). The queues of reclaim have a
-//! leaf lock, which no fault takes with something announced.
+//! leaf lock, which no fault takes with something announced. The list of files that may have dirty pages has a leaf lock too.
 //!
 //! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
 //! it at every place that may sleep ([`Engine::assert_may_sleep`]). A thread that drops the last use of a file's page may be in a
-//! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for.
+//! section: it changes the folio's word, and nothing else.
 //! Grace periods and `invalidate` wait for read sections, so they are awaited in no section; with a range taken they may be,
 //! since sections do not wait.
 //!
@@ -113,7 +119,7 @@
 //! |---|---|---|---|---|
 //! | tree, VMAs | read | read | read the part in the range; replace the part that an edit names ([`sync::Edit`]) | read, replace |
 //! | tables | read; make a missing leaf; get an own one for a shared one | the same | the same; unhook a leaf all inside a hole | – |
-//! | an entry of a shared table | read; with the lock of the table's record, reclaim exchanges it | – | – | – |
+//! | an entry of a shared table | read; with the lock of the table's record, reclaim and a read fault exchange it | – | – | – |
 //! | an entry without the bit | announce | – | exchange, after publication | – |
 //! | an entry with the bit | – | install, by the thread that set it | wait | – |
 //! | a folio's state | dirty, before it gives the write right | dirty | – | – |
@@ -143,11 +149,13 @@
 //! | `engine.rs` | the conditions of sections; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `tables/follow.rs` | the record or the family that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
 //! | `tables/family.rs` | a record in a family's list is memory; a family has records | rule H4: a record leaves the list before its table is retired, and is counted until it ends |
+//! | `space/calls/isolate.rs` | no home of a table's pages names the family that it leaves | the range that is taken; a grace period before the homes are set, and one after |
+//! | `limit/victim.rs` | a weak handle keeps its memory when its type is erased | the pointer stays the same |
 //! | `reclaim/space_head.rs`, `space/reclaim.rs` | a space found by a record is memory until the section ends; its first field is its head | rule H5: a space is freed a grace period after its last table; `Space` is `repr(C)` |
 //! | `reclaim/shared_table.rs` | a leaf table found by its record is memory, and its entries are this thread's | the section in which home was followed (rule H1); the record's lock |
 //! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; the thread that shares has taken the child's range |
 //! | `space/`: `mod.rs`, `calls/exit.rs`, `calls/fork.rs`, `change/concurrent.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
-//! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | a page that is being read is not used, a page that is being written is not written by others; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
+//! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `reclaim.rs` | a page that is being read is not used, a page that is being written is not written by others; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; rule H7 of docs/home.md: a file lets its pages go, and then takes the lock under which they lead to it |
 //! | `host/std_host.rs` | frames and tables are as `Host` demands | the implementation of `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
 //! | `sync/once_box.rs`, `swap/table.rs` | a filled box stays; memory of zeros is an empty chunk | the place is filled once, and goes with the engine; slots and places are atomic numbers |

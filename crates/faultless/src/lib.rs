@@ -43,6 +43,7 @@ extern crate alloc;
 mod mutants;
 
 pub mod address;
+mod background;
 pub mod design;
 mod engine;
 pub mod errno;
@@ -64,8 +65,14 @@ mod tables;
 #[doc(hidden)]
 pub mod vma;
 
-pub use engine::{Engine, Limits};
-pub use limit::{LimitConfig, MemoryLimit, MemoryLimitError, MemoryUsage};
+pub use background::BackgroundError;
+#[cfg(all(feature = "std", not(loom)))]
+pub use background::BackgroundThread;
+pub use engine::{DirtyLimits, Engine, Limits, LimitsError, Reserve};
+pub use limit::{
+    Candidate, Largest, LimitConfig, MemoryLimit, MemoryLimitError, MemoryUsage, VictimBias, VictimPolicy,
+    VictimPolicyError,
+};
 #[cfg(mutants)]
 #[doc(hidden)]
 pub use mutants::is_planted;
@@ -75,9 +82,10 @@ pub use reclaim::ReclaimOrder;
 pub use space::AuditError;
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};
 pub use space::{
-    AddressSpace, Advice, AdviseError, BrkError, DiscardError, ForeignFrames, ForkError, LimitError, LockAll,
-    LockError, LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage, PinnedPage, Placement,
-    ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
-    SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
+    AddressSpace, Advice, AdviseError, BrkError, DiscardError, ForeignFrames, ForkError, IsolateCost,
+    LimitError, LockAll, LockError, LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage,
+    MoveCause, MoveError, MoveRequest, PinnedPage, Placement, ProtectError, RemapError, RemapFlags,
+    RemapRequest, RemoteAdviseError, RemoteError, ResidentError, SealError, Source, SpaceLimits, SpaceUsage,
+    SyncError, SyncFlags, UnknownAdvice, UnmapError, UnshareCost, UnshareError,
 };
 pub use vma::MappingFlags;

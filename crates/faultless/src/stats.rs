@@ -40,12 +40,14 @@ counters! {
     IoWrites = "io_writes",
     /// Failed writes, each of one or more dirty pages, and failed flushes.
     WritebackErrors = "writeback_errors",
+    /// Times that a thread was slowed down, since there were more dirty pages than the limit.
+    DirtyThrottled = "dirty_throttled",
+    /// Time that threads slept for that.
+    DirtyWait = "dirty_wait_ns",
     /// Time that stores, syncs and truncations waited for writes of dirty pages, and syncs for flushes by other threads.
     WritebackWait = "writeback_wait_ns",
-    /// Clean folios evicted from the page cache.
+    /// Clean folios that reclaim evicted from the page cache.
     Evictions = "evictions",
-    /// Folios that eviction looked at, with or without success.
-    EvictionLooks = "eviction_looks",
     /// Mappings that writeback, truncation and holes looked at, to find those that show a page of the file.
     RmapLooks = "rmap_looks",
     /// Time that faults waited for I/O.
@@ -107,6 +109,11 @@ counters! {
     FolioLockWait = "folio_lock_wait_ns",
     /// Pages that reclaim took out of all entries.
     Reclaimed = "reclaimed",
+    /// Frames that direct reclaim has freed: reclaim and eviction by threads that found no memory, or whose group is over its high
+    /// limit.
+    ReclaimedDirectly = "reclaimed_directly",
+    /// Frames that the background worker has freed by reclaim and eviction.
+    ReclaimedInBackground = "reclaimed_in_background",
     /// Pages that reclaim looked at.
     ReclaimLooks = "reclaim_looks",
     /// Pages that reclaim passed over since they had been used.
@@ -121,10 +128,14 @@ counters! {
     PassedDirty = "reclaim_passed_dirty",
     /// Pages for which there was no slot, or no place on a device.
     PassedNoSlot = "reclaim_passed_no_slot",
+    /// Spaces that were ended since there was no memory.
+    VictimsEnded = "victims_ended",
     /// Copy-on-write breaks that copied the page.
     CowCopies = "cow_copies",
     /// Copy-on-write breaks that reused the page in place.
     CowReuses = "cow_reuses",
+    /// Pages that fork copied at once: pages pinned for I/O, and those of mappings with `COPY_AT_FORK`.
+    ForkCopies = "fork_copies",
     /// Leaf tables that forks shared.
     TablesShared = "tables_shared",
     /// Shared leaf tables copied since by the first thread that wrote an entry.

@@ -24,6 +24,7 @@ pub const MAP_UNMAP: Case = Case {
     about: "map a page, write it, unmap it",
     sizes: None,
     slices: 1,
+    bars: &[],
     set_up: |_| set_up(&|memory| Ok(Arc::new(Mapping(memory)))),
 };
 
@@ -32,6 +33,7 @@ pub const DISJOINT_CHANGE: Case = Case {
     about: "mprotect 16 touched pages inside the thread's own mapping, to read-only or back; each is one operation",
     sizes: Some(Sizes { of: "other mappings", usual: &[0, 1000], least: 0, most: 20_000 }),
     slices: 1,
+    bars: &[],
     set_up: |others| set_up(&move |memory| changing(memory, others)),
 };
 

@@ -20,6 +20,7 @@ pub const FAULT: Case = Case {
     about: "the first write to a page of the thread's own mapping; the fault zeroes the frame",
     sizes: None,
     slices: 1,
+    bars: &[],
     set_up: |_| everybody(Zeroing::InFault, FRAMES, &[1, 2], &in_own_mapping),
 };
 
@@ -29,6 +30,7 @@ pub const FAULT_ZEROED_AHEAD: Case = Case {
     sizes: None,
     slices: 1,
     // Without Linux, which zeroes in the fault.
+    bars: &[],
     set_up: |_| designs(Zeroing::Ahead, FRAMES, &[1, 2], &in_own_mapping),
 };
 
@@ -38,6 +40,7 @@ pub const GIANT_VMA: Case = Case {
             zeroed ahead",
     sizes: Some(Sizes { of: "mappings", usual: &[1, 128], least: 1, most: 4096 }),
     slices: 1,
+    bars: &[],
     set_up: |mappings| everybody(Zeroing::Ahead, FRAMES, &[1, 2], &move |memory| in_parts(memory, mappings)),
 };
 

@@ -17,6 +17,7 @@ pub const FORK: Case = Case {
     about: "fork a process whose memory is all resident; the child's end is not counted",
     sizes: Some(Sizes { of: "MiB resident", usual: &[1, 16, 256], least: 1, most: 4096 }),
     slices: 2,
+    bars: &[],
     set_up: forks,
 };
 
@@ -25,6 +26,7 @@ pub const COW_BREAK: Case = Case {
     about: "the first write to a page that is shared with a child of fork, which copies the page",
     sizes: None,
     slices: 2,
+    bars: &[],
     set_up: |_| everybody(Zeroing::InFault, 2 * COPIED + 512, &[1], &breaking),
 };
 

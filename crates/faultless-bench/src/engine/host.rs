@@ -120,6 +120,10 @@ unsafe impl FrameSource for Frames {
     fn usage(&self) -> FrameUsage {
         self.memory.usage()
     }
+
+    fn watch(&self, sections: &Arc<Sections>, low: u64) {
+        self.memory.watch(sections, low);
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub const LOOK_UP: Case = Case {
     about: "find the range of a random page, and read its end and a word; the next page depends on the word",
     sizes: SIZES,
     slices: 1,
+    bars: &[],
     set_up: |ranges| entrants(ranges, &[1, 2], &LookUps, true),
 };
 
@@ -32,6 +33,7 @@ pub const UPDATE: Case = Case {
     about: "remove a random range, or insert it again: each is one operation; the removed range is freed",
     sizes: SIZES,
     slices: 1,
+    bars: &[],
     set_up: |ranges| entrants(ranges, &[1], &Updates, true),
 };
 
@@ -40,6 +42,7 @@ pub const TWO_WRITERS: Case = Case {
     about: "as update, each thread in its own half of the ranges",
     sizes: SIZES,
     slices: 1,
+    bars: &[],
     set_up: |ranges| entrants(ranges, &[1, 2], &Updates, true),
 };
 
@@ -48,6 +51,7 @@ pub const READER: Case = Case {
     about: "as look-up, each operation timed alone, beside a writer with 10,000 updates a second; ns/op is the median",
     sizes: SIZES,
     slices: 4,
+    bars: &[],
     set_up: |ranges| entrants(ranges, &[1], &Readers, false),
 };
 

@@ -61,7 +61,9 @@ impl Awaited {
     pub(super) fn of(counter: Counter) -> Self {
         match counter {
             Counter::IoWait | Counter::WritebackWait => Self::Io,
-            Counter::GraceWait | Counter::InvalidateWait | Counter::MemoryWait => Self::Other,
+            Counter::GraceWait | Counter::InvalidateWait | Counter::MemoryWait | Counter::DirtyWait => {
+                Self::Other
+            }
             _ => Self::Lock,
         }
     }

@@ -289,6 +289,7 @@ pub const fn cause(counter: Counter) -> &'static str {
         Counter::GraceWait => "a grace period",
         Counter::InvalidateWait => "a shootdown",
         Counter::MemoryWait => "memory",
+        Counter::DirtyWait => "the limit of dirty pages",
         Counter::ResizeWait => "a change of the file's length",
         Counter::MmapLockWait => "mmap_lock",
         Counter::MmapLockWaitIo => "mmap_lock, held through I/O",

@@ -10,8 +10,8 @@ use faultless::host::Host;
 use faultless::protection::{Access, Protection};
 use faultless::vma::MappingFlags;
 use faultless::{
-    Advice, FileError, LockAll, LockMode, MapError, MapRequest, Placement, RemapError, RemapFlags,
-    RemapRequest, SyncFlags,
+    Advice, FileError, LockAll, LockMode, MapError, MapRequest, MoveRequest, Placement, RemapError,
+    RemapFlags, RemapRequest, SyncFlags,
 };
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::ops::Range;
@@ -146,6 +146,12 @@ fn advising<D: LockingDesign>() {
         Case::new("do fork", |world| advise(world, 11, 2, Advice::DoFork)),
         Case::new("wipe on fork", |world| advise(world, 11, 2, Advice::WipeOnFork)),
         Case::new("keep on fork", |world| advise(world, 11, 2, Advice::KeepOnFork)),
+        Case::new("copy at fork", |world| advise(world, 11, 2, Advice::CopyAtFork)),
+        Case::new("share at fork", |world| advise(world, 11, 2, Advice::ShareAtFork)),
+        in_part("unshare", |world| done(world.space.unshare(at(10), 60 * PAGE_SIZE), |error| error.errno())),
+        Case::new("leave a family", |world| {
+            done(world.space.isolate_cowed(at(10), 60 * PAGE_SIZE), |_| EFAULT)
+        }),
         in_part("populate to read", |world| advise(world, 20, 4, Advice::PopulateRead)),
         in_part("populate to write", |world| advise(world, 10, 4, Advice::PopulateWrite)),
         in_part("populate shared to write", |world| advise(world, 30, 4, Advice::PopulateWrite)),
@@ -192,6 +198,10 @@ fn resize(old: u64, pages: u64, more: u64) -> RemapRequest {
 
 fn moving<D: LockingDesign>() {
     let cases = [
+        Case::new("a page", |world| {
+            let request = MoveRequest::new(at(11), PAGE_SIZE, at(1025));
+            done(world.space.move_pages(request), |error| error.errno())
+        }),
         Case::new("longer in place", |world| remap(world, resize(10, 4, 6))),
         Case { can_repeat: false, ..Case::new("longer elsewhere", |world| remap(world, resize(50, 2, 4))) },
         Case::new("shorter", |world| remap(world, resize(10, 4, 2))),

@@ -202,6 +202,7 @@ pub enum Seen {
     Guard,
     PastEnd,
     Forbidden,
+    Exited,
 }
 
 /// Returns the first word of every page that a call of these tests may affect.
@@ -213,6 +214,7 @@ pub fn bytes<D: LockingDesign>(space: &Space<D>) -> Vec<(u64, Seen)> {
         Err(AccessError::Fault(FaultError::Guard { .. })) => Seen::Guard,
         Err(AccessError::Fault(FaultError::PastEnd { .. })) => Seen::PastEnd,
         Err(AccessError::Fault(FaultError::Protection { .. })) => Seen::Forbidden,
+        Err(AccessError::Fault(FaultError::Exited { .. })) => Seen::Exited,
         Err(error) => panic!("{error}"),
     };
     pages.map(|page| (page, look(page))).collect()

@@ -328,7 +328,7 @@ fn an_exited_space_maps_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.store_u64(at(10), 1).unwrap();
     space.exit();
     assert_eq!(machine.frames(), 0, "its memory is free at once");
-    assert!(matches!(fault_of(space.load_u64(at(10))), FaultError::NoMapping { .. }));
+    assert!(matches!(fault_of(space.load_u64(at(10))), FaultError::Exited { .. }));
     assert_eq!(space.map(anonymous(10, 1)), Err(MapError::Exited));
     assert!(matches!(space.fork(), Err(faultless::ForkError::Exited)));
     drop(space);

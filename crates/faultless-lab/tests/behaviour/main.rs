@@ -25,6 +25,7 @@ mod shared;
 mod stand;
 mod tables;
 mod threads;
+mod unsharing;
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;

@@ -115,6 +115,7 @@ impl<'a, H: Host> StaleBatch<'a, H> {
 
     /// Invalidates the rest of the pages and no longer counts the batch. After a panic a batch stays counted: nothing was
     /// invalidated.
+    #[inline(never)]
     pub fn finish(mut self) {
         debug_assert!(self.range.is_none(), "a part that has not ended");
         self.flush();
@@ -187,6 +188,19 @@ impl RemovedEntries {
         self.0.len() < self.0.capacity() || grow(&mut self.0, MANY)
     }
 
+    /// Returns whether there is room for all of `entries`. Gets memory as [`RemovedEntries::has_room`] does.
+    #[inline]
+    pub fn has_room_for(&mut self, entries: usize) -> bool {
+        let is_enough = |all: &SmallVec<_>| all.len() + entries <= all.capacity();
+        is_enough(&self.0) || grow(&mut self.0, MANY) && is_enough(&self.0)
+    }
+
+    /// Adds entries. The caller has checked that there is room.
+    #[inline]
+    pub fn push_all(&mut self, entries: &[Entry]) {
+        self.0.extend_from_slice(entries);
+    }
+
     /// Adds an entry. The caller has checked that there is room.
     #[inline]
     pub fn push(&mut self, entry: Entry) {
@@ -199,9 +213,8 @@ impl RemovedEntries {
         if self.0.is_empty() {
             return;
         }
-        while let Some(entry) = self.0.pop() {
-            engine.drop_entry(entry);
-        }
+        engine.drop_entries(&self.0);
+        self.0.clear();
         engine.tell_freed();
     }
 }

@@ -110,15 +110,26 @@ impl<H: Host> Engine<H> {
     pub(crate) fn sleep_until(&self, counter: Counter, me: Sleeper, mut is_over: impl FnMut() -> bool) {
         self.assert_may_sleep(counter.name());
         let start = self.host.clock().now_ns();
-        if H::Slots::ARE_THREADS && !is_over() {
-            let (slot, _guard) = self.host.slots().pin();
-            // SAFETY: the slot belongs to this thread alone, and this thread is in no section: see above.
-            unsafe { self.sections.sleep(slot) };
+        self.park_while(me, || !is_over());
+        self.end_wait(counter, start);
+    }
+
+    /// Sleeps while `sleeps` returns true. A thread that makes it return false wakes `me`, the calling thread. Counts no time.
+    pub(crate) fn park_while(&self, me: Sleeper, mut sleeps: impl FnMut() -> bool) {
+        if H::Slots::ARE_THREADS && sleeps() {
+            self.note_sleep();
         }
-        while !is_over() {
+        while sleeps() {
             self.host.park().park(me);
         }
-        self.end_wait(counter, start);
+    }
+
+    /// Notes that the calling thread sleeps, so that no grace period looks at its slot until its next section. Slots are threads.
+    pub(crate) fn note_sleep(&self) {
+        self.assert_may_sleep("a sleep");
+        let (slot, _guard) = self.host.slots().pin();
+        // SAFETY: the slot belongs to this thread alone, and this thread is in no section: see above.
+        unsafe { self.sections.sleep(slot) };
     }
 
     /// Wakes all threads that sleep in [`Engine::park_until`] with `key`, so that they look again. Called after a change

@@ -25,9 +25,21 @@ impl Folio {
         self.word.load(Ordering::Relaxed) & ANONYMOUS != 0
     }
 
-    /// Returns whether the page belongs to the file with the number `file`.
-    pub(crate) fn is_page_of(&self, file: u64) -> bool {
-        self.home.load(Ordering::Relaxed) == Home::of_file(file).bits()
+    /// Returns whether the page belongs to the file that `file` names. The file lives: its memory is not another file's.
+    pub(crate) fn is_page_of(&self, file: Home) -> bool {
+        self.home.load(Ordering::Relaxed) == file.bits()
+    }
+
+    /// Returns the home of a file's folio that the page cache has. It reads the word first, then the home. Acquire, twice. The
+    /// partners are the stores of `Folio::begin_cached`.
+    pub(crate) fn cached_home(&self) -> Option<Home> {
+        let word = self.word.load(Ordering::Acquire);
+        (word & (ANONYMOUS | CACHED) == CACHED).then(|| Home::from_bits(self.home.load(Ordering::Acquire)))
+    }
+
+    /// Returns whether the page is of a file without a store, if it is of a file.
+    pub(crate) fn is_without_store(&self) -> bool {
+        Home::from_bits(self.home.load(Ordering::Relaxed)).is_without_store()
     }
 
     /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire, twice. The first

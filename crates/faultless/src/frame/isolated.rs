@@ -20,7 +20,7 @@ pub(crate) enum Isolation {
 
 impl Folio {
     /// Pins and isolates the folio for a reclaimer, if it is a page that can be taken. Returns `None` if it is free, being read or
-    /// written, locked, pinned for I/O, in another reclaimer's hands, or a file's page that no entry maps. Acquire: the caller sees the
+    /// written, locked, pinned for I/O, in another reclaimer's hands, or a page that its file has let go. Acquire: the caller sees the
     /// effects of the last owner.
     ///
     /// A file's page is taken by way of its file: see `Engine::file_of`.
@@ -31,7 +31,7 @@ impl Folio {
             let mut needed = REFERENCES;
             if word & ANONYMOUS == 0 {
                 busy |= LOCKED;
-                needed = MAPPINGS;
+                needed = CACHED;
             }
             if word & UPTODATE == 0 || word & busy != 0 || word & needed == 0 || word & PINS == PINS {
                 return None;
@@ -51,6 +51,12 @@ impl Folio {
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Returns whether the page is being read or written, or is in a reclaimer's hands: that ends soon. If not, a page that
+    /// [`Folio::try_isolate`] refuses is locked or pinned, or its file has let it go. Threads that have it so may wait for the caller.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & (READING | FAILED | WRITEBACK | ISOLATED) != 0
     }
 
     /// Returns whether a file's page has the store's bytes, and nobody writes it or has it locked. The caller has the bit of an entry
@@ -80,6 +86,16 @@ impl Folio {
     pub(crate) fn may_drop(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
         word & (ANONYMOUS | LAZY | MAPPINGS | CACHED) == ANONYMOUS | LAZY | MAPPING
+    }
+
+    /// Returns whether one entry alone has the page. `None` if the page has a slot, which entries may name. The caller has the bit of an
+    /// entry that maps the page. One load: reclaim may attach a slot between two, and end another entry's mapping.
+    pub(crate) fn has_one_owner(&self) -> Option<bool> {
+        let word = self.word.load(Ordering::Acquire);
+        if word & ANONYMOUS == 0 || word & EXCLUSIVE != 0 {
+            return Some(true);
+        }
+        (word & CACHED == 0).then_some(word & MAPPINGS == MAPPING)
     }
 
     /// Ends the isolation. The caller has isolated the folio, and drops its pin next. Release, partner: [`Folio::is_isolated`].

@@ -14,26 +14,11 @@ pub(crate) enum Refused {
 pub(crate) enum Remaining {
     /// No reference remains: the caller frees the frame.
     Nothing,
-    /// Only the page cache's reference remains: the caller puts the folio on the list of idle folios.
-    Idle,
     /// Only the swap cache's reference remains, of an anonymous folio: the caller looks whether an entry still names its slot
     /// (`Engine::see_to_cached`).
     InSlot,
-    /// Other references remain, or the list has one.
+    /// Other references remain, or that of a file.
     Others,
-}
-
-/// The outcome of eviction for a folio of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Eviction {
-    /// The caller has the frame alone. The list's reference and the page cache's are gone.
-    Taken,
-    /// The page was used since the last look, and gets another round.
-    Used,
-    /// The page is not in use, and has to be written first.
-    Dirty,
-    /// The page is in use.
-    InUse,
 }
 
 /// The outcome of fork for one page.

@@ -13,61 +13,66 @@ fn reuse_in_place_counts_pins() {
     assert!(folio.put(Reference::Mapping));
 }
 
+/// A folio as a page of a file whose counts are at no real place.
+fn home() -> Home {
+    Home::of_file(core::ptr::NonNull::<u64>::dangling().cast(), true)
+}
+
+/// A file's page that has been read, with one pin, isolated.
+fn isolated_page() -> Folio {
+    let folio = Folio::new();
+    folio.begin_reading(home(), 0, 1);
+    assert_eq!(folio.try_isolate(), None, "being read");
+    folio.finish_read();
+    assert_eq!(folio.try_isolate(), Some(Isolation::File));
+    folio
+}
+
 #[test]
 fn eviction_takes_only_what_nobody_uses() {
-    let folio = Folio::new();
-    folio.begin_reading(1, 0, 2);
-    assert!(!folio.try_list(), "in use");
-    folio.finish_read();
-    assert_eq!(folio.release(Reference::Pin), Remaining::Others);
-    assert_eq!(folio.release(Reference::Pin), Remaining::Idle);
-    assert!(folio.try_list() && !folio.try_list());
-    assert_eq!(folio.try_evict(true), Eviction::Used, "used since the last round");
-    assert_eq!(folio.try_get(Reference::Pin), Ok(()));
-    assert_eq!(folio.try_evict(false), Eviction::InUse);
-    assert_eq!(folio.release(Reference::Pin), Remaining::Others, "the list has it");
-    assert_eq!(folio.try_evict(true), Eviction::Used);
-    assert_eq!(folio.try_evict(true), Eviction::Taken);
-    assert!(folio.is_free());
+    let folio = isolated_page();
+    assert!(folio.is_pinned_by_others() && !folio.try_evict_isolated(), "another pin");
+    assert!(folio.take_referenced() && !folio.take_referenced(), "used since the last look");
+    assert!(!folio.put(Reference::Pin) && !folio.is_pinned_by_others());
+    assert_eq!(folio.try_get(Reference::Mapping), Ok(()));
+    assert!(folio.take_referenced() && !folio.try_evict_isolated(), "mapped");
+    assert!(!folio.put(Reference::Mapping));
+    assert!(folio.try_evict_isolated() && folio.is_free());
     assert_eq!(folio.try_get(Reference::Pin), Err(Refused::Free), "a free frame cannot be pinned");
 }
 
 #[test]
-fn a_folio_that_the_list_lets_go_comes_back_when_it_is_idle() {
-    let folio = Folio::new();
-    folio.begin_reading(1, 0, 2);
-    folio.finish_read();
-    assert_eq!(folio.release(Reference::Pin), Remaining::Others);
-    assert_eq!(folio.release(Reference::Pin), Remaining::Idle);
-    assert!(folio.try_list());
-    assert_eq!(folio.try_get(Reference::Mapping), Ok(()));
-    assert_eq!(folio.release_listed(), Remaining::Others);
-    assert_eq!(folio.release(Reference::Mapping), Remaining::Idle);
-    assert!(folio.try_list());
-    assert!(!folio.put_cached(), "the list has a reference to a page that was detached");
-    assert_eq!(folio.release_listed(), Remaining::Nothing);
-}
-
-#[test]
 fn what_is_dirty_or_being_written_is_not_evicted() {
-    let folio = Folio::new();
-    folio.begin_reading(1, 0, 2);
-    folio.finish_read();
+    let folio = isolated_page();
     assert_eq!((folio.try_dirty(), folio.try_dirty()), (Some(true), Some(false)));
+    assert!(!folio.put(Reference::Pin) && !folio.try_evict_isolated());
+    folio.end_isolation();
+    assert_eq!(folio.try_isolate(), Some(Isolation::DirtyFile));
     assert!(!folio.put(Reference::Pin));
-    assert!(!folio.put(Reference::Pin));
-    assert!(folio.try_list());
-    let evicted = || folio.try_evict(false) == Eviction::Taken;
-    assert_eq!(folio.try_evict(false), Eviction::Dirty);
-    assert!(!evicted());
     assert!(folio.begin_writeback() && !folio.begin_writeback());
     assert_eq!(folio.try_dirty(), None, "the bytes stand still");
-    assert!(!evicted());
+    assert!(!folio.try_evict_isolated());
     folio.end_writeback(true);
-    assert!(folio.is_dirty() && !evicted(), "invariant 9: a failed write keeps it dirty");
+    assert!(folio.is_dirty() && !folio.try_evict_isolated(), "invariant 9: a failed write keeps it dirty");
     assert!(folio.begin_writeback());
     folio.end_writeback(false);
-    assert!(evicted());
+    assert!(folio.try_evict_isolated());
+}
+
+/// Rule H7 of docs/home.md: such a page leads to no file.
+#[test]
+fn a_page_that_its_file_has_let_go_has_no_file() {
+    let folio = Folio::new();
+    assert_eq!(folio.cached_home(), None, "a free frame");
+    folio.begin_dirty(home(), 0, Reference::Pin);
+    assert_eq!(folio.cached_home(), Some(home()));
+    folio.keep_for_write();
+    assert_eq!(folio.cached_home(), None);
+    assert!(folio.try_isolate().is_none(), "reclaim does not take it");
+    assert!(!folio.put(Reference::Pin) && folio.put(Reference::Pin));
+    folio.begin_anonymous(Home::NONE);
+    assert_eq!(folio.cached_home(), None);
+    assert!(folio.put(Reference::Mapping));
 }
 
 #[test]
@@ -83,7 +88,7 @@ fn a_full_count_refuses() {
 #[test]
 fn copies_of_tables_count_beyond_where_others_are_refused() {
     let folio = Folio::new();
-    folio.begin_dirty(7, 3, Reference::Mapping);
+    folio.begin_dirty(home(), 3, Reference::Mapping);
     folio.word.fetch_add(MAPPINGS_FULL - 2, Ordering::Relaxed);
     assert!(!folio.is_mapping_full());
     assert!(folio.count_copy(), "full by this one");
@@ -98,7 +103,7 @@ fn copies_of_tables_count_beyond_where_others_are_refused() {
 #[test]
 fn a_cancelled_life_leaves_others_their_references() {
     let folio = Folio::new();
-    folio.begin_reading(1, 0, 2);
+    folio.begin_reading(home(), 0, 2);
     assert_eq!(folio.try_get(Reference::Pin), Ok(()), "a pin that was meant for an older life");
     assert!(!folio.cancel_reading(2));
     assert!(folio.put(Reference::Pin), "the last holder frees");
@@ -107,7 +112,7 @@ fn a_cancelled_life_leaves_others_their_references() {
 #[test]
 fn a_failed_read_says_why() {
     let folio = Folio::new();
-    folio.begin_reading(1, 3, 2);
+    folio.begin_reading(home(), 3, 2);
     folio.fail_read(StoreError::Io { offset: 3 * 4096, errno: 5 });
     assert_eq!(folio.read_error(3 * 4096), Some(StoreError::Io { offset: 3 * 4096, errno: 5 }));
     assert!(!folio.is_uptodate());
@@ -130,7 +135,7 @@ fn memory_of_zeros_is_a_folio_of_a_free_frame() {
 #[test]
 fn a_page_that_has_left_its_file_and_is_reused_is_anonymous() {
     let folio = Folio::new();
-    folio.begin_dirty(7, 3, Reference::Mapping);
+    folio.begin_dirty(home(), 3, Reference::Mapping);
     assert!(!folio.try_reuse(), "the cache has it");
     assert!(!folio.put_cached());
     assert!(folio.try_reuse());
@@ -143,7 +148,7 @@ fn a_page_that_has_left_its_file_and_is_reused_is_anonymous() {
 #[test]
 fn a_look_up_in_a_file_counts_no_mapping_of_an_anonymous_page() {
     let folio = Folio::new();
-    folio.begin_dirty(7, 3, Reference::Pin);
+    folio.begin_dirty(home(), 3, Reference::Pin);
     assert_eq!(folio.try_get(Reference::Mapping), Ok(()));
     assert!(!folio.put(Reference::Mapping) && !folio.put(Reference::Pin) && folio.put_cached());
     let record = crate::tables::LeafRecord::new();

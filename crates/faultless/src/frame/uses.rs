@@ -5,12 +5,11 @@
 //! | anonymous | REFERENCED | USED2 |
 //! | of a file | LAZY, which means nothing else there | USED2 |
 //!
-//! REFERENCED of a file's folio is the clock bit of the idle list: each lookup sets it, for a read by handle too. Reclaim counts a
-//! use only if it finds an accessed bit, so that a file that is mapped and read once leaves by the small queue.
+//! REFERENCED of a file's folio is set by each lookup, for a read by handle too. It is to reclaim as an accessed bit: if it finds one
+//! of the two set, it counts one use. So a page that is read once, by a mapping or by a handle, leaves by the small queue.
 
-use super::{ANONYMOUS, Folio, LAZY, MAPPINGS, REFERENCED, REFERENCES, USED2};
+use super::{ANONYMOUS, Folio, LAZY, REFERENCED, REFERENCES, USED2};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::plain;
 
 /// The largest count of uses.
 const MOST: u64 = 3;
@@ -33,17 +32,14 @@ impl Folio {
         &self.link
     }
 
-    /// Returns the uses of the page. Returns `None` if reclaim has no interest in the frame: it is free, or its page is a file's and no
-    /// entry maps it, or the file has no store.
+    /// Returns the uses of the page. Returns `None` if reclaim has no interest in the frame: it is free, or its page is of a file that
+    /// has no store.
     ///
-    /// The file is read after the word. If both are of different lives of the frame, the fault that maps the page comes to the queues
-    /// later than the caller, and finds the frame in none.
+    /// The home is read after the word. If both are of different lives of the frame, the thread that begins the page's life comes to
+    /// the queues later than the caller, and finds the frame in none.
     pub(crate) fn uses(&self) -> Option<u64> {
         let word = self.word.load(Ordering::Relaxed);
-        let is_wanted = match word & ANONYMOUS {
-            0 => word & MAPPINGS != 0 && !self.place.file.load(plain::Ordering::Relaxed).is_null(),
-            _ => word & REFERENCES != 0,
-        };
+        let is_wanted = word & REFERENCES != 0 && (word & ANONYMOUS != 0 || !self.is_without_store());
         is_wanted.then(|| of_word(word))
     }
 

@@ -199,14 +199,15 @@ pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
     unsafe fn load_by_record(record: &LeafRecord, index: u64) -> Entry;
 
     /// Replaces entry `index` of the shared leaf that has `record` with `new`, for all tables that have the leaf, if the entry is
-    /// still `seen`. Neither has [`Entry::ANNOUNCED`]. AcqRel.
+    /// still `seen`. Neither has [`Entry::ANNOUNCED`]. Reclaim takes a page out in this way, and a fault for reading brings it back.
+    /// A processor that faulted on the entry may walk it again at once. AcqRel.
     ///
     /// # Errors
     /// The entry that is there instead of `seen`. It is unchanged: a processor has set its accessed bit.
     ///
     /// # Safety
-    /// As for [`ShareLeaves::load_by_record`]; the leaf is shared, and the caller holds its lock. The frame of `seen` is freed only
-    /// after a later invalidation of [`ShareLeaves::stale_in_all`].
+    /// As for [`ShareLeaves::load_by_record`]; the leaf is shared, and the caller holds its lock. `new` is as for
+    /// [`PageTable::install`]. The frame of `seen` is freed only after a later invalidation of [`ShareLeaves::stale_in_all`].
     unsafe fn exchange_by_record(
         record: &LeafRecord,
         index: u64,

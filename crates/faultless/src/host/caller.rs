@@ -3,7 +3,7 @@
 //!
 //! | duty of the caller | kept by |
 //! |---|---|
-//! | a frame is freed once, and no code reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict`, `freeze` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`FlushBatch::flush` in `space/change/range_work.rs`), after [`Host::invalidate_all`](super::Host::invalidate_all) (`RemovedBatch` in `engine/stale.rs`), or, when the last handle of a space goes, after [`PageTable::unload`] (`space/calls/exit.rs`) |
+//! | a frame is freed once, and no code reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict_isolated`, `freeze` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`FlushBatch::flush` in `space/change/range_work.rs`), after [`Host::invalidate_all`](super::Host::invalidate_all) (`RemovedBatch` in `engine/stale.rs`), or, when the last handle of a space goes, after [`PageTable::unload`] (`space/calls/exit.rs`) |
 //! | a frame is zeroed or copied into by its only owner | only frames just allocated are, before their folio's life begins or before their page is published (`fault/`, `fork.rs`, `page_cache/mod.rs`) |
 //! | the source of a copy stays and is not written | the caller has announced the entry that names it, or has it pinned, and it is mapped read-only |
 //! | bytes in `memory` are read and written by no other code | READING: a folio that is not up to date is mapped nowhere. WRITEBACK: every write right is gone before (`page_cache/writeback.rs`, `swap/write_out.rs`), and a fault gives none before the write has ended |
@@ -52,6 +52,13 @@ impl<'a, F: FrameSource> Frames<'a, F> {
     pub(crate) fn free(self, frame: Frame) {
         // SAFETY: the table above, line 1.
         unsafe { self.0.free(frame) }
+    }
+
+    /// Calls [`FrameSource::free_all`].
+    #[inline]
+    pub(crate) fn free_all(self, frames: &[Frame]) {
+        // SAFETY: the table above, line 1.
+        unsafe { self.0.free_all(frames) }
     }
 
     /// Calls [`FrameSource::zero`].

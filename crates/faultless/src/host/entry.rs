@@ -58,7 +58,7 @@ pub const GENERATIONS: u16 = 1 << 12;
 /// The meaning of a page-table entry, without the bits for its rights. [`Entry::kind`] returns it.
 ///
 /// Match on all kinds, without `_`: then the compiler finds each place that has to learn a new one. [`Entry::holds_page`] is
-/// the question "is a page here?". Reclaim makes `Swapped`. Nothing makes `Gone` and `Kept` yet.
+/// the question "is a page here?". Reclaim makes `Swapped` and `Gone`, and a move of pages makes `Kept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// The entry is empty.

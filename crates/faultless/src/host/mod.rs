@@ -381,6 +381,18 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     /// no code uses its bytes.
     unsafe fn free(&self, frame: Frame);
 
+    /// Takes several frames back, as [`FrameSource::free`] takes one. Does not sleep. The engine calls it when a mapping or a space
+    /// ends. A host may take them with fewer steps than one by one. The default calls [`FrameSource::free`] for each.
+    ///
+    /// # Safety
+    /// The contract of [`FrameSource::free`] holds for each of the frames, and no frame is there twice.
+    unsafe fn free_all(&self, frames: &[Frame]) {
+        for frame in frames {
+            // SAFETY: by the contract above.
+            unsafe { self.free(*frame) }
+        }
+    }
+
     /// Returns the counts and state of a frame. May panic if the machine has no such frame.
     fn folio(&self, frame: Frame) -> &Folio;
 
@@ -429,6 +441,17 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
 
     /// Returns the limit of frames and the number given out now.
     fn usage(&self) -> FrameUsage;
+
+    /// Asks the source to tell when few frames are left. From now on, a call of [`FrameSource::allocate`] that leaves fewer than `low`
+    /// free frames calls [`Sections::note_few_frames`]. A `low` of 0 ends that. Called when a background worker begins and ends.
+    ///
+    /// A source that gives frames to threads in batches checks when it takes a batch. So it writes no cache line for this that other
+    /// threads write. Frames of such batches that are not given out yet need not count as free. `sections` are those of the engine.
+    ///
+    /// The default does nothing. Then the background worker wakes when a thread has found no frame.
+    fn watch(&self, sections: &Arc<Sections>, low: u64) {
+        let _ = (sections, low);
+    }
 }
 
 /// The number of a group of spaces that share one charge for memory, and that makes room in its own memory when it has too much (a
@@ -437,7 +460,7 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
 pub struct GroupId(u32);
 
 impl GroupId {
-    /// The group of all spaces that are in no other, and of all pages of files.
+    /// The group of all spaces that are in no other, and of the pages that handles of files bring in.
     pub const ROOT: Self = Self(0);
 
     #[inline]

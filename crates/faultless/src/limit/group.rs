@@ -1,7 +1,7 @@
 //! One group: its limits and its counts.
 
 use crate::host::GroupId;
-use crate::sync::plain::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::sync::plain::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
 /// The number of pages that a charge takes for a stock at most.
@@ -28,17 +28,21 @@ pub(crate) enum Event {
     High,
     /// A charge would have gone over max.
     Max,
-    /// A fault or a call failed for lack of memory.
+    /// A fault or a call found no memory, and nothing could be reclaimed.
     OutOfMemory,
-    /// A page came back after reclaim had freed its frame.
+    /// A space was ended for lack of memory.
+    Victim,
+    /// A page was read back from its slot after reclaim had freed its frame.
     Refault,
     /// Reclaim looked at a page.
     Scanned,
     /// Reclaim took a page out of all entries.
     Reclaimed,
+    /// A fault had to wait for a read.
+    MajorFault,
 }
 
-const EVENTS: usize = Event::Reclaimed as usize + 1;
+const EVENTS: usize = Event::MajorFault as usize + 1;
 
 /// The counts of a group. Memory that was never used is a group without pages, which has no limits yet.
 #[derive(Debug, Default)]
@@ -57,12 +61,27 @@ pub(crate) struct Group {
     stocks: AtomicU32,
     /// The slots of swap space of this group and of those below it. Atomic.
     swap: AtomicU64,
-    /// The evictions of the group's own pages: the clock of its refaults. Atomic.
-    evictions: AtomicU64,
+    /// The pages of files that this group and those below it pay for, without the counts that stocks have. Atomic; it wraps below 0,
+    /// since a page may be counted in one stock and taken off in another.
+    files: AtomicU64,
+    /// The evictions of the group's own pages of each kind: the clocks of its refaults. They go on when the record serves another
+    /// group. Atomic.
+    evictions: [AtomicU64; 2],
     events: [AtomicU64; EVENTS],
+    /// Whether the worker has looked at all pages of the group, and could take none. Used by the worker, and reset with a new life.
+    is_hopeless: AtomicBool,
 }
 
 impl Group {
+    /// Returns whether the worker's last work in the group was in vain.
+    pub fn is_hopeless(&self) -> bool {
+        self.is_hopeless.load(Ordering::Relaxed)
+    }
+
+    pub fn set_hopeless(&self, is_hopeless: bool) {
+        self.is_hopeless.store(is_hopeless, Ordering::Relaxed);
+    }
+
     pub fn usage(&self) -> u64 {
         self.usage.load(Ordering::Relaxed)
     }
@@ -83,11 +102,16 @@ impl Group {
         self.swap.load(Ordering::Relaxed)
     }
 
+    /// Returns the pages of files, without the counts that stocks have.
+    pub fn files(&self) -> i64 {
+        self.files.load(Ordering::Relaxed).cast_signed()
+    }
+
     pub fn count(&self, event: Event) -> u64 {
         self.events[event as usize].load(Ordering::Relaxed)
     }
 
-    pub fn evictions(&self) -> &AtomicU64 {
+    pub fn evictions(&self) -> &[AtomicU64; 2] {
         &self.evictions
     }
 
@@ -111,7 +135,7 @@ impl Group {
     pub(super) fn begin(&self, parent: GroupId, high: u64, max: u64) {
         self.parent.store(parent.get(), Ordering::Relaxed);
         self.set(high, max);
-        self.evictions.store(0, Ordering::Relaxed);
+        self.set_hopeless(false);
         self.events.iter().for_each(|event| event.store(0, Ordering::Relaxed));
         // Release, partner: `is`.
         self.state.store(State::Live as u8, Ordering::Release);
@@ -134,12 +158,24 @@ impl Group {
         (self.max().min(self.high()).saturating_sub(self.usage()) / (2 * slots)).clamp(1, MOST_STOCK)
     }
 
-    /// Counts `pages` more if that does not pass max. Returns whether high is passed, or `None`.
-    pub(super) fn try_add(&self, pages: u64) -> Option<bool> {
+    /// Counts `pages` more if that does not pass max. Returns the new number, or `None`.
+    pub(super) fn try_add(&self, pages: u64) -> Option<u64> {
         let max = self.max();
         let add = |usage: u64| usage.checked_add(pages).filter(|sum| *sum <= max);
         let before = self.usage.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
-        Some(before + pages > self.high())
+        Some(before + pages)
+    }
+
+    /// Returns whether `usage` is above high, or within a sixteenth below it. Then the background worker is called.
+    pub(super) fn is_near_high(&self, usage: u64) -> bool {
+        let high = self.high();
+        usage > high - (high / 16).max(1).min(high) && high != u64::MAX
+    }
+
+    /// Returns the number of pages down to which the background worker reclaims: an eighth below high.
+    pub fn low(&self) -> u64 {
+        let high = self.high();
+        high.saturating_sub((high / 8).max(1))
     }
 
     /// Release: the thread that takes the record again sees the use of the pages before.
@@ -154,6 +190,10 @@ impl Group {
 
     pub(super) fn subtract_stock(&self) {
         self.stocks.fetch_sub(1, Ordering::Release);
+    }
+
+    pub(super) fn count_files(&self, change: i64) {
+        self.files.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
     }
 
     pub(super) fn add_swap(&self) {

@@ -27,6 +27,8 @@ pub(crate) struct Charged {
     pub pages: u64,
     /// Whether a group is over high now.
     pub is_high: bool,
+    /// Whether a group is near high now, or over it.
+    pub is_near: bool,
 }
 
 /// The groups of an engine, without the root, which has no limit.
@@ -119,6 +121,15 @@ impl Groups {
         }
     }
 
+    /// Calls `f` with each live group that is near its high limit, or over it.
+    pub(crate) fn each_near_high(&self, mut f: impl FnMut(GroupId, &Group)) {
+        self.each_live(|id, group| {
+            if group.is_near_high(group.usage()) {
+                f(id, group);
+            }
+        });
+    }
+
     /// Returns whether groups have ended that still pay for something.
     pub(super) fn has_ended(&self) -> bool {
         let levels = self.0.iter().filter_map(OnceBox::get);
@@ -140,21 +151,29 @@ impl Groups {
     /// # Errors
     /// The group that would go over max; nothing is charged.
     pub(super) fn charge(&self, group: GroupId, pages: u64) -> Result<Charged, GroupId> {
-        let mut is_high = false;
+        let (mut is_high, mut is_near) = (false, false);
         for (id, above) in self.up(group) {
-            let Some(is_over) = above.try_add(pages) else {
+            let Some(usage) = above.try_add(pages) else {
                 self.up(group).take_while(|(below, _)| *below != id).for_each(|(_, g)| g.subtract(pages));
                 return Err(id);
             };
-            is_high |= is_over;
+            is_high |= usage > above.high();
+            is_near |= above.is_near_high(usage);
         }
-        Ok(Charged { pages, is_high })
+        Ok(Charged { pages, is_high, is_near })
     }
 
     /// Takes `pages` off `group` and those above it.
     pub(super) fn uncharge(&self, group: GroupId, pages: u64) {
         if pages != 0 {
             self.up(group).for_each(|(_, group)| group.subtract(pages));
+        }
+    }
+
+    /// Changes the count of pages of files that `group` and those above it pay for.
+    pub(super) fn count_files(&self, group: GroupId, change: i64) {
+        if change != 0 {
+            self.up(group).for_each(|(_, group)| group.count_files(change));
         }
     }
 
@@ -182,7 +201,7 @@ impl Groups {
     }
 
     /// Returns the first group, from `group` up, that cannot pay for one more page.
-    pub(super) fn full(&self, group: GroupId) -> Option<GroupId> {
+    pub(crate) fn full(&self, group: GroupId) -> Option<GroupId> {
         self.up(group).find(|(_, group)| group.usage() >= group.max()).map(|(id, _)| id)
     }
 

@@ -4,14 +4,17 @@
 //!  fault ──► stock of the thread's slot ──(empty)──► charge a batch ──► group ──► group above ──► … the root, without a limit
 //!            plain loads and stores                  one counter of each
 //! ```
-//! A space is in one group or in none. The group of the space that first touches a page pays for it. Pages of files are charged to
-//! no group yet, and neither are page tables.
+//! A space is in one group or in none. The group of the space that first touches an anonymous page pays for it. The group of the
+//! space whose fault, populate call or advice brings a page of a file in pays for that page. A call by a handle of the file charges
+//! no group. Page tables are charged to no group.
 //!
 //! | state of the group | the thread that needs a page |
 //! |---|---|
 //! | up to high | takes it |
-//! | over high | takes it; after its fault, holding nothing, reclaims some pages of the group, or sleeps if there are none |
+//! | near high | takes it; after its fault, calls the background worker, if there is one |
+//! | over high | takes it; after its fault, holding nothing, reclaims some pages of the group, or sleeps if none can be taken |
 //! | at max | lets everything go, reclaims pages of the group, and starts its fault over |
+//! | at max, and no page can be reclaimed | fails, or ends a space of the group if the engine has a policy for that |
 //!
 //! | file | |
 //! |---|---|
@@ -19,6 +22,7 @@
 //! | `stock.rs` | the pages that a slot has charged already |
 //! | `charge.rs` | frames for a group, and back |
 //! | `room.rs` | making room in a group |
+//! | `victim.rs` | the space that is ended if no room can be made |
 
 mod charge;
 mod group;
@@ -29,24 +33,29 @@ mod room;
 mod stock;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod victim;
 
 pub(crate) use group::{Event, Group};
-pub(crate) use groups::Groups;
-pub(crate) use stock::Stock;
+pub(crate) use groups::{Groups, MOST_GROUPS};
+pub(crate) use room::Shortage;
+pub(crate) use stock::{Debts, Stock};
+pub use victim::{Candidate, Largest, VictimBias, VictimPolicy, VictimPolicyError};
+pub(crate) use victim::{MayBeEnded, Victims};
 
 use crate::engine::Engine;
 use crate::host::{GroupId, Host, OutOfMemory};
 use crate::sync::Shared;
 use alloc::sync::Arc;
-use groups::{MOST_DEEP, MOST_GROUPS};
+use groups::MOST_DEEP;
 
-/// The limits of a group, in pages.
+/// The limits of a group of spaces, in pages. Each is [`LimitConfig::MINIMUM`] or more, or [`LimitConfig::NONE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitConfig {
-    /// The number of pages from which on threads that take more are slowed down, and reclaim pages of the group.
+    /// The number of pages above which a thread that takes one more reclaims pages of the group, or is slowed down. At most `max`.
     /// [`LimitConfig::NONE`] for no such number.
     pub high: u64,
-    /// The number of pages that the group never exceeds. [`LimitConfig::NONE`] for no limit.
+    /// The number of pages above which the group gets no more. It may have more only if [`MemoryLimit::set`] has lowered the number.
+    /// [`LimitConfig::NONE`] for no limit.
     pub max: u64,
 }
 
@@ -54,8 +63,8 @@ impl LimitConfig {
     /// No limit.
     pub const NONE: u64 = u64::MAX;
 
-    /// The smallest limit. A fault may need two frames at a time: the page that it reads, and its copy. The others are for a thread
-    /// that has got so far and is preempted.
+    /// The smallest limit: 4 pages. A fault may need two frames at a time, for the page that it reads and for its copy. The other two
+    /// are for another thread that has such frames and is preempted.
     pub const MINIMUM: u64 = 4;
 
     /// Returns limits with `max` alone.
@@ -88,16 +97,16 @@ impl LimitConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryLimitError {
-    /// A limit of no pages.
+    /// A limit is 0 pages.
     #[error("a limit of 0 pages: no fault could be served; the least is {} pages", LimitConfig::MINIMUM)]
     Zero,
-    /// A limit below [`LimitConfig::MINIMUM`].
+    /// A limit is below [`LimitConfig::MINIMUM`].
     #[error("a limit of {pages} pages: the least is {} pages", LimitConfig::MINIMUM)]
     BelowMinimum {
         /// The limit in pages.
         pages: u64,
     },
-    /// `high` above `max`.
+    /// `high` is above `max`.
     #[error("high is {high} pages and max is {max}: high has to be {max} at most")]
     HighAboveMax {
         /// `high` in pages.
@@ -105,7 +114,7 @@ pub enum MemoryLimitError {
         /// `max` in pages.
         max: u64,
     },
-    /// A group's `max` above that of the group above it.
+    /// A group's `max` is above that of the group above it.
     #[error("max is {max} pages and that of the group above is {parent}: it has to be {parent} at most")]
     AboveParent {
         /// `max` of the group in pages.
@@ -134,7 +143,7 @@ impl From<OutOfMemory> for MemoryLimitError {
 }
 
 impl MemoryLimitError {
-    /// Returns Linux's number of the error.
+    /// Returns Linux's error number.
     pub fn errno(self) -> i32 {
         match self {
             Self::OutOfMemory => crate::errno::ENOMEM,
@@ -143,8 +152,8 @@ impl MemoryLimitError {
     }
 }
 
-/// The pages that a group has now and the events that it has had, as [`MemoryLimit::usage`] returns it. Each number includes the groups below it. It is a snapshot if
-/// other threads are in calls. The names are those of Linux's `memory.stat` and `memory.events`.
+/// The pages that a group has now, and the events that it has had: see [`MemoryLimit::usage`]. Each number includes the groups below.
+/// It is a snapshot if other threads are in calls. The names are those of Linux's `memory.stat` and `memory.events`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryUsage {
@@ -152,30 +161,38 @@ pub struct MemoryUsage {
     pub resident: u64,
     /// The anonymous pages among them.
     pub anonymous: u64,
-    /// The pages of files among them. It is 0 for now: pages of files are charged to no group.
+    /// The pages of files among them, those of files without a store included.
     pub file: u64,
-    /// The pages that threads have charged in advance, for their next faults. They count against the limits, and are no pages yet.
+    /// The pages that threads have charged in advance, for their next faults. They count against the limits, and have no frames yet.
     pub stock: u64,
-    /// The slots of swap space in use.
+    /// The slots of swap space that have pages of the group.
     pub swap: u64,
-    /// The number of charges that went over high.
+    /// The number of charges after which the group, or a group above it, was over high.
     pub high: u64,
-    /// The number of charges that were refused, since they would have gone over max.
+    /// The number of charges that were refused, since they would have exceeded max.
     pub max: u64,
-    /// The number of faults and calls that failed, since no page of the group could be reclaimed.
+    /// The number of times that a fault or a call found no room in the group, and none of its pages could be reclaimed (`oom`). The
+    /// fault or call has failed, or a space was ended ([`Engine::end_victims`]).
     pub out_of_memory: u64,
-    /// The number of pages that were evicted and came back.
+    /// The number of faults that had to wait for a read.
+    pub major_faults: u64,
+    /// The number of spaces of the group that were ended for lack of memory (`oom_kill`).
+    pub victims: u64,
+    /// The number of pages that reclaim had evicted and that were read back: from swap space, or from a file for the group that paid for
+    /// the page before.
     pub refaults: u64,
-    /// The number of pages that reclaim looked at.
+    /// The number of pages that reclaim looked at, without those of [`Advice::PageOut`](crate::Advice::PageOut).
     pub scanned: u64,
-    /// The number of pages that reclaim took out of all entries.
+    /// The number of pages that reclaim took out of all entries, with pages of files that no entry mapped.
     pub reclaimed: u64,
 }
 
-/// A group of spaces that pay for their pages together, up to a limit. This is a handle: clones are the same group.
+/// A group of spaces that pay for their pages together, up to a limit (a memory cgroup). This is a handle: clones are the same group.
+///
+/// [`AddressSpace::new_in`](crate::AddressSpace::new_in) makes a space in the group. Its children by fork are in the group too.
 ///
 /// A group ends when its last handle, its last space and its last group below are gone. The pages that it still pays for are then
-/// charged to the group above alone: pages of a transfer under way, for example.
+/// charged to the group above alone. Examples are pages of files in the page cache, and pages of a transfer under way.
 ///
 /// ```
 /// # use faultless::address::PAGE_SIZE;
@@ -188,7 +205,7 @@ pub struct MemoryUsage {
 /// let space: AddressSpace<Soft> = AddressSpace::new_in(&engine, &limit)?;
 /// let memory = space.map_owned(MapRequest::anonymous(100 * PAGE_SIZE))?;
 /// space.store_u64(memory.address(), 42)?;
-/// assert_eq!(limit.usage().anonymous, 1);
+/// assert_eq!((limit.usage().anonymous, limit.usage().file), (1, 0));
 /// # Ok(())
 /// # }
 /// ```
@@ -209,22 +226,22 @@ impl<H: Host> Clone for MemoryLimit<H> {
 }
 
 impl<H: Host> MemoryLimit<H> {
-    /// Makes a group below the root, which has no limits.
+    /// Makes a group that has no group with limits above it.
     ///
-    /// Make the first group before the first page is mapped: reclaim does not find anonymous pages that are older, unless the engine
-    /// had a swap device by then.
+    /// Make the first group before the first page is mapped. Reclaim does not find older anonymous pages, unless the engine had a swap
+    /// device when they were mapped.
     ///
     /// # Errors
-    /// [`MemoryLimitError`].
+    /// [`MemoryLimitError`]: no group was made.
     pub fn new(engine: &Arc<Engine<H>>, config: LimitConfig) -> Result<Self, MemoryLimitError> {
         config.check(None)?;
         Self::make(engine, config, None)
     }
 
-    /// Makes a group below this one. Each page of it counts here too.
+    /// Makes a group below this one. Each page of the new group counts in this one too. There may be 32 levels of groups.
     ///
     /// # Errors
-    /// [`MemoryLimitError`].
+    /// [`MemoryLimitError`]: no group was made.
     pub fn child(&self, config: LimitConfig) -> Result<Self, MemoryLimitError> {
         config.check(Some(self.config().max))?;
         if self.groups().depth(self.0.group) >= MOST_DEEP {
@@ -259,7 +276,7 @@ impl<H: Host> MemoryLimit<H> {
         self.0.engine.sections().groups()
     }
 
-    /// Returns the group's number, by which hosts and folios name it.
+    /// Returns the group's number, by which a host names it in [`FrameSource::allocate`](crate::host::FrameSource::allocate).
     pub fn group(&self) -> GroupId {
         self.0.group
     }
@@ -269,7 +286,7 @@ impl<H: Host> MemoryLimit<H> {
         Arc::ptr_eq(&self.0.engine, engine)
     }
 
-    /// Returns the limits.
+    /// Returns the limits, in pages.
     pub fn config(&self) -> LimitConfig {
         self.groups().get(self.0.group).map_or(LimitConfig::max(LimitConfig::NONE), |group| LimitConfig {
             high: group.high(),
@@ -277,9 +294,11 @@ impl<H: Host> MemoryLimit<H> {
         })
     }
 
-    /// Changes the limits. If the group has more pages than the new `max`, reclaims until it has not, or until no page can be taken.
-    /// After that, faults reclaim as they do at max. Waits for processors that have old translations, and for no I/O. The caller holds
-    /// nothing that a fault needs.
+    /// Changes the limits, at any time.
+    ///
+    /// If the group has more pages than the new `max`, the call reclaims until it has not, or until no page can be taken. The pages that
+    /// could not be taken stay, and faults reclaim as they do at max. Waits for processors that have old translations, and for no I/O.
+    /// The caller holds nothing that a fault needs.
     ///
     /// # Errors
     /// [`MemoryLimitError`]: the limits are as before. `AboveParent` is also returned if a group below has a larger `max`.
@@ -302,23 +321,33 @@ impl<H: Host> MemoryLimit<H> {
         Ok(())
     }
 
-    /// Returns the pages that the group has now and the events that it has had. Looks at the slot of each thread, so do not call it for every fault.
+    /// Returns the pages that the group has now, and the events that it has had. The call looks at the slot of each thread, so do not
+    /// make it for every fault. Waits for nothing.
     pub fn usage(&self) -> MemoryUsage {
         let groups = self.groups();
         let Some(group) = groups.get(self.0.group) else { return MemoryUsage::default() };
         let charged = group.usage();
-        let stocks = self.0.engine.sections().stocks().map(Stock::seen);
-        let stock = stocks.filter(|(of, _)| groups.is_within(*of, self.0.group)).map(|(_, n)| n).sum();
+        let (mut stock, mut files) = (0, group.files());
+        for one in self.0.engine.sections().stocks() {
+            let (of, pages) = one.seen();
+            if groups.is_within(of, self.0.group) {
+                stock += pages;
+                files += one.seen_files();
+            }
+        }
         let resident = charged.saturating_sub(stock);
+        let file = u64::try_from(files).unwrap_or(0).min(resident);
         MemoryUsage {
             resident,
-            anonymous: resident,
-            file: 0,
+            anonymous: resident - file,
+            file,
             stock,
             swap: group.swap(),
             high: group.count(Event::High),
             max: group.count(Event::Max),
             out_of_memory: group.count(Event::OutOfMemory),
+            major_faults: group.count(Event::MajorFault),
+            victims: group.count(Event::Victim),
             refaults: group.count(Event::Refault),
             scanned: group.count(Event::Scanned),
             reclaimed: group.count(Event::Reclaimed),

@@ -23,8 +23,25 @@ fn take(sections: &Sections, group: GroupId) {
 
 /// Gives a page of `group` back, as a thread that frees a frame does.
 fn put(sections: &Sections, group: GroupId) {
-    let back = sections.stock(slot()).put(&FenceBarrier, group);
-    sections.groups().uncharge(group, back);
+    let back = sections.stock(slot()).put(&FenceBarrier, group, false);
+    sections.groups().uncharge(group, back.pages);
+}
+
+/// Takes a page of a file of `group`, as a fault does.
+fn take_file(sections: &Sections, group: GroupId) {
+    // SAFETY: as in `take`.
+    let section = unsafe { sections.enter(slot(), &FenceBarrier) };
+    if !section.stock().take(group) {
+        section.stock().charge(sections.groups(), group).unwrap();
+    }
+    section.stock().count_file(sections.groups(), group);
+}
+
+/// Gives a page of a file back.
+fn put_file(sections: &Sections, group: GroupId) {
+    let back = sections.stock(slot()).put(&FenceBarrier, group, true);
+    sections.groups().count_files(group, back.files);
+    sections.groups().uncharge(group, back.pages);
 }
 
 /// Runs `owner` while another thread takes the stock back. The owner has `before` pages at first and `after` at the end.
@@ -70,4 +87,27 @@ fn a_freed_page_goes_to_a_stock_that_is_taken_back() {
 fn a_thread_ends_while_its_stock_is_taken_back() {
     // SAFETY: the thread is in no section, and no other thread uses the slot.
     beside_a_taker(1, 1, |sections, _| unsafe { sections.unlist(slot()) });
+}
+
+/// The stock's count of pages of files goes to the group once, whether the owner or the taker brings it there.
+#[test]
+fn pages_of_files_are_counted_while_their_stock_is_taken_back() {
+    let owners: [(fn(&Sections, GroupId), i64); 2] = [(take_file, 2), (put_file, 0)];
+    for (owner, expected) in owners {
+        loom::model(move || {
+            let sections = Arc::new(Sections::new());
+            let groups = sections.groups();
+            let group = groups.take().unwrap().unwrap();
+            groups.begin(group, GroupId::ROOT, LimitConfig::max(16));
+            take_file(&sections, group);
+            let taker = thread::spawn({
+                let sections = sections.clone();
+                move || sections.take_stocks(&FenceBarrier, |_| true, |_| spin_loop())
+            });
+            owner(&sections, group);
+            taker.join().unwrap();
+            let files = groups.get(group).unwrap().files() + sections.stock(slot()).seen_files();
+            assert_eq!(files, expected, "pages of files were counted twice, or not");
+        });
+    }
 }

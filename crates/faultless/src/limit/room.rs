@@ -1,10 +1,11 @@
-//! Making room in a group that is at max, and the price of being over high. The thread holds nothing meanwhile.
+//! Making room in a group that is at max, and the work of a thread whose group is over high. The thread holds nothing meanwhile.
 
 use super::LimitConfig;
 use super::group::Event;
+use super::stock::Debts;
 use crate::engine::{Dying, Engine};
 use crate::host::{Clock, GroupId, Host};
-use crate::reclaim::Kinds;
+use crate::reclaim::{Kinds, Reclaimed};
 use crate::stats::Counter;
 use crate::sync::Park;
 use crate::sync::plain::Ordering;
@@ -24,37 +25,63 @@ fn few(limit: u64) -> u64 {
     (limit / 8).clamp(1, FEW)
 }
 
-impl<H: Host> Engine<H> {
-    /// Makes room after [`Engine::take_frame`] found no frame for `group`. `look` counts the calls since one of them has freed a page.
-    /// Returns `false` if there were enough.
-    pub(crate) fn make_room_for(self: &Arc<Self>, group: GroupId, look: &mut u32) -> bool {
-        // Otherwise the machine has no frame, or the allocator no memory for a table.
-        if group != GroupId::ROOT && self.enter().stock().take_refusal() {
-            return match self.sections().groups().full(group) {
-                Some(full) => self.make_room_under(full, look),
-                // Another thread has made room meanwhile.
-                None => true,
-            };
-        }
-        self.make_room(GroupId::ROOT, look)
-    }
+/// The outcome of reclaim for a thread that found no frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shortage {
+    pub reclaimed: Reclaimed,
+    /// The group that is at max. `None`: the machine has no frame.
+    pub full: Option<GroupId>,
+}
 
-    /// Makes room in the group `full` itself and those below it. No other group gives a page.
-    fn make_room_under(self: &Arc<Self>, full: GroupId, look: &mut u32) -> bool {
+impl<H: Host> Engine<H> {
+    /// Makes room after [`Engine::take_frame`] found no frame for `group`. Reclaims, or waits for a short time until other threads may
+    /// have freed memory. `look` counts the calls since a call has freed a page.
+    ///
+    /// Another thread may take each frame that this call frees. That is no reason to give up: pages can be taken still.
+    ///
+    /// # Errors
+    /// The group that is full, after enough calls; the root if the machine has no frame. See [`Engine::end_a_victim`].
+    pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: &mut u32) -> Result<(), GroupId> {
         *look += 1;
-        let groups = self.sections().groups();
-        let max = groups.get(full).map_or(FEW, super::Group::max);
-        let reclaimed = self.take_pages(full, few(max), Kinds::All);
-        if reclaimed.freed != 0 || self.take_stocks(|group| groups.is_within(group, full)) != 0 {
+        let Shortage { reclaimed, full } = self.reclaim_for(group);
+        if reclaimed.freed != 0 {
             *look = 0;
-            return true;
+            return Ok(());
         }
         self.wait_for_memory(*look);
-        let goes_on = self.looks_for_room(*look, reclaimed.is_delayed);
-        if !goes_on {
-            groups.note(full, Event::OutOfMemory, 1);
+        if self.looks_for_room(*look, reclaimed.is_delayed) {
+            return Ok(());
         }
-        goes_on
+        self.note_out_of_memory(full);
+        Err(full.unwrap_or(GroupId::ROOT))
+    }
+
+    /// Notes that a fault or a call has found no room, and no page of the group `full` could be taken. `None`: the machine has no frame.
+    pub(crate) fn note_out_of_memory(&self, full: Option<GroupId>) {
+        full.into_iter().for_each(|full| self.sections().groups().note(full, Event::OutOfMemory, 1));
+    }
+
+    /// Reclaims pages after [`Engine::take_frame`] found no frame for `group`. If a group is at max, the pages are its own and those of
+    /// the groups below it: no other group gives one.
+    pub(crate) fn reclaim_for(self: &Arc<Self>, group: GroupId) -> Shortage {
+        // Otherwise the machine has no frame, or the allocator no memory for a table.
+        if group == GroupId::ROOT || !self.enter().stock().take_refusal() {
+            return Shortage {
+                reclaimed: self.reclaim_directly(|| self.take_pages(GroupId::ROOT, FEW, Kinds::All)),
+                full: None,
+            };
+        }
+        let groups = self.sections().groups();
+        let Some(full) = groups.full(group) else {
+            // Another thread has made room meanwhile.
+            return Shortage { reclaimed: Reclaimed { freed: 1, ..Reclaimed::default() }, full: None };
+        };
+        let max = groups.get(full).map_or(FEW, super::Group::max);
+        let mut reclaimed = self.reclaim_directly(|| self.take_pages(full, few(max), Kinds::All));
+        if reclaimed.freed == 0 {
+            reclaimed.freed = self.take_stocks(|group| groups.is_within(group, full));
+        }
+        Shortage { reclaimed, full: Some(full) }
     }
 
     /// Takes the stocks of other threads back, of the groups that `wanted` accepts. Returns the number of pages, which is 0 if another
@@ -99,21 +126,35 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Returns whether this thread has charged a page over high, and has not paid for that.
+    /// Returns whether this thread has put off work until its fault is over: see [`Engine::pay_debts`].
     pub(crate) fn owes(&self) -> bool {
         let section = self.enter();
         section.stock().owes()
     }
 
-    /// Reclaims some pages of the group over high, from `group` up. If none can be taken, sleeps: up to 10 ms, the longer the more pages
-    /// there are over high. The end of the space that `dying` belongs to ends the sleep.
+    /// Does the work that this thread has put off until now, when it holds nothing. `group` is that of the space that `dying` belongs
+    /// to. May sleep; the end of the space ends the sleep.
     #[cold]
-    pub(crate) fn pay_for_high(self: &Arc<Self>, group: GroupId, dying: &Dying) {
-        self.enter().stock().forgive();
+    pub(crate) fn pay_debts(self: &Arc<Self>, group: GroupId, dying: &Dying) {
+        let debts = self.enter().stock().take_debts(Debts::all());
+        if debts.contains(Debts::CALL) {
+            self.wake_background();
+        }
+        if debts.contains(Debts::DIRTY) {
+            self.pay_for_dirty(Some(dying));
+        }
+        if debts.contains(Debts::HIGH) {
+            self.pay_for_high(group, dying);
+        }
+    }
+
+    /// Reclaims some pages of the first group, from `group` up, that is over high. If none can be taken, sleeps, 10 ms at most: the more
+    /// pages there are over high, the longer. The end of the space that `dying` belongs to ends the sleep.
+    fn pay_for_high(self: &Arc<Self>, group: GroupId, dying: &Dying) {
         let groups = self.sections().groups();
         let Some((over, counts)) = groups.over_high(group) else { return };
         let high = counts.high();
-        if self.take_pages(over, few(high), Kinds::All).freed != 0 {
+        if self.reclaim_directly(|| self.take_pages(over, few(high), Kinds::All)).freed != 0 {
             return;
         }
         let excess = counts.usage().saturating_sub(high);

@@ -9,6 +9,7 @@
 //! then waits for these. So either the owner sees TAKEN and leaves the stock alone, or the other thread waits until it has finished.
 //! Only an owner that changes the group of its stock, and a thread that takes it, change `group`; both by compare-and-swap.
 
+use super::group::MOST_STOCK;
 use super::groups::{Charged, Groups, MOST_GROUPS};
 use crate::host::GroupId;
 use crate::sync::Barrier;
@@ -19,6 +20,29 @@ use crate::sync::plain;
 const TAKEN: u32 = 1 << 31;
 const _: () = assert!(MOST_GROUPS < TAKEN as usize);
 
+bitflags::bitflags! {
+    /// Work that a thread puts off until its fault is over, since it must hold nothing then.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Debts: u8 {
+        /// The thread has charged a page over high: it reclaims, or sleeps.
+        const HIGH = 1;
+        /// Few frames are free, or a group is near its high limit: the thread calls the background worker.
+        const CALL = 2;
+        /// There are more dirty pages than the limit: the thread sleeps.
+        const DIRTY = 4;
+    }
+}
+
+/// The counts that a thread takes off those of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "pages whose charge is not taken back are lost"]
+pub(crate) struct Back {
+    /// The pages for which the group pays no longer.
+    pub pages: u64,
+    /// The change of the count of pages of files.
+    pub files: i64,
+}
+
 /// The stock of a slot.
 #[derive(Debug)]
 pub(crate) struct Stock {
@@ -26,13 +50,16 @@ pub(crate) struct Stock {
     group: AtomicU32,
     /// The pages. Written by the slot's thread; by the one that has set TAKEN, after its wait.
     pages: AtomicU32,
+    /// The pages of files of the group that the slot's thread has charged, less those that it has freed, as far as the group has not
+    /// counted them. A signed number. Written as `pages` is.
+    files: AtomicU32,
     /// The number of pages that the last charge took for the stock; 0 if only one could be had. Twice as many may gather when
     /// frames are freed. Used by the slot's thread alone.
     share: plain::AtomicU32,
     /// Odd while the slot's thread uses the stock outside a section. Written by the slot's thread.
     mark: AtomicUsize,
-    /// Whether the slot's thread has charged a page over high, and has not reclaimed for that. Used by the slot's thread alone.
-    owes: plain::AtomicBool,
+    /// The work that the slot's thread does after its fault, when it holds nothing: bits of [`Debts`]. Used by the slot's thread alone.
+    debts: plain::AtomicU8,
     /// Whether the last charge of the slot's thread was refused. Used by the slot's thread alone.
     is_refused: plain::AtomicBool,
 }
@@ -43,9 +70,10 @@ impl Stock {
         Self {
             group: AtomicU32::new(0),
             pages: AtomicU32::new(0),
+            files: AtomicU32::new(0),
             share: plain::AtomicU32::new(0),
             mark: AtomicUsize::new(0),
-            owes: plain::AtomicBool::new(false),
+            debts: plain::AtomicU8::new(0),
             is_refused: plain::AtomicBool::new(false),
         }
     }
@@ -86,19 +114,42 @@ impl Stock {
         if old == new || old & TAKEN != 0 {
             return old == new;
         }
-        let pages = self.pages.load(Ordering::Relaxed);
-        self.pages.store(0, Ordering::Relaxed);
+        let (pages, files) = self.empty();
         self.share.store(0, Ordering::Relaxed);
         groups.add_stock(group);
         let is_changed = self.group.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        groups.uncharge(id(old), u64::from(pages));
+        groups.count_files(id(old), files);
+        groups.uncharge(id(old), pages);
         groups.subtract_stock(if is_changed { id(old) } else { group });
         is_changed
     }
 
-    /// Takes back a page that `group` pays for, after its frame was freed. Returns the number of pages for which the caller
-    /// takes the charge back. For the slot's thread, in a section or not.
-    pub fn put(&self, barrier: &impl Barrier, group: GroupId) -> u64 {
+    /// Takes all out of the stock.
+    fn empty(&self) -> (u64, i64) {
+        let (pages, files) = (self.pages.load(Ordering::Relaxed), self.files.load(Ordering::Relaxed));
+        self.pages.store(0, Ordering::Relaxed);
+        self.files.store(0, Ordering::Relaxed);
+        (u64::from(pages), i64::from(files.cast_signed()))
+    }
+
+    /// Changes the count of pages of files by `change`, for the group of the stock. Returns the part that the caller counts for the
+    /// group. For the slot's thread, in a section or between two steps of `mark`.
+    fn keep_files(&self, change: i64) -> i64 {
+        let files = i64::from(self.files.load(Ordering::Relaxed).cast_signed()) + change;
+        let (kept, back) = if files.unsigned_abs() < MOST_STOCK { (files, 0) } else { (0, files) };
+        self.files.store((kept as i32).cast_unsigned(), Ordering::Relaxed);
+        back
+    }
+
+    /// Counts a page of a file for which `group` pays. For the slot's thread, in a section.
+    pub fn count_file(&self, groups: &Groups, group: GroupId) {
+        let is_mine = self.group.load(Ordering::Acquire) == group.get();
+        groups.count_files(group, if is_mine { self.keep_files(1) } else { 1 });
+    }
+
+    /// Takes back a page that `group` pays for, after its frame was freed; `is_file` if it was counted as a file's. Returns the counts
+    /// that the caller takes off the group's. For the slot's thread, in a section or not.
+    pub fn put(&self, barrier: &impl Barrier, group: GroupId, is_file: bool) -> Back {
         let mark = self.mark.load(Ordering::Relaxed);
         barrier.mark(&self.mark, mark + 1);
         let back = if self.group.load(Ordering::Acquire) == group.get() {
@@ -106,9 +157,9 @@ impl Stock {
             let pages = self.pages.load(Ordering::Relaxed) + 1;
             let back = if pages <= 2 * share { 0 } else { pages - share };
             self.pages.store(pages - back, Ordering::Relaxed);
-            u64::from(back)
+            Back { pages: u64::from(back), files: if is_file { self.keep_files(-1) } else { 0 } }
         } else {
-            1
+            Back { pages: 1, files: -i64::from(is_file) }
         };
         self.mark.store(mark + 2, Ordering::Release);
         back
@@ -119,7 +170,7 @@ impl Stock {
         let mark = self.mark.load(Ordering::Relaxed);
         barrier.mark(&self.mark, mark + 1);
         self.change_to_none(groups);
-        self.owes.store(false, Ordering::Relaxed);
+        self.debts.store(0, Ordering::Relaxed);
         self.mark.store(mark + 2, Ordering::Release);
     }
 
@@ -128,10 +179,10 @@ impl Stock {
         if old == 0 || old & TAKEN != 0 {
             return;
         }
-        let pages = self.pages.load(Ordering::Relaxed);
-        self.pages.store(0, Ordering::Relaxed);
+        let (pages, files) = self.empty();
         let is_changed = self.group.compare_exchange(old, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        groups.uncharge(id(old), u64::from(pages));
+        groups.count_files(id(old), files);
+        groups.uncharge(id(old), pages);
         if is_changed {
             groups.subtract_stock(id(old));
         }
@@ -140,6 +191,11 @@ impl Stock {
     /// Returns the group and the number of pages: a snapshot.
     pub fn seen(&self) -> (GroupId, u64) {
         (id(self.group.load(Ordering::Relaxed)), u64::from(self.pages.load(Ordering::Relaxed)))
+    }
+
+    /// Returns the count of pages of files that the group has not counted yet: a snapshot.
+    pub fn seen_files(&self) -> i64 {
+        i64::from(self.files.load(Ordering::Relaxed).cast_signed())
     }
 
     /// Sets TAKEN, if `wanted` returns true for the group. Returns whether it did. The caller waits for sections and marks, and
@@ -163,8 +219,8 @@ impl Stock {
         if group & TAKEN == 0 {
             return 0;
         }
-        let pages = u64::from(self.pages.load(Ordering::Relaxed));
-        self.pages.store(0, Ordering::Relaxed);
+        let (pages, files) = self.empty();
+        groups.count_files(id(group), files);
         groups.uncharge(id(group), pages);
         groups.subtract_stock(id(group));
         // Release, partner: `take` and `put`.
@@ -172,15 +228,22 @@ impl Stock {
         pages
     }
 
-    /// Notes that the slot's thread has charged a page over high.
-    pub fn owe(&self) {
-        self.owes.store(true, Ordering::Relaxed);
+    /// Notes work that the slot's thread has to do after its fault.
+    pub fn owe(&self, debts: Debts) {
+        self.debts.store(self.debts.load(Ordering::Relaxed) | debts.bits(), Ordering::Relaxed);
     }
 
-    /// Returns whether the slot's thread has charged a page over high.
+    /// Returns whether the slot's thread has something to do after its fault.
     #[inline]
     pub fn owes(&self) -> bool {
-        self.owes.load(Ordering::Relaxed)
+        self.debts.load(Ordering::Relaxed) != 0
+    }
+
+    /// Returns those of `debts` that the slot's thread has, and forgets them: the thread does that work now.
+    pub fn take_debts(&self, debts: Debts) -> Debts {
+        let all = self.debts.load(Ordering::Relaxed);
+        self.debts.store(all & !debts.bits(), Ordering::Relaxed);
+        Debts::from_bits_truncate(all) & debts
     }
 
     /// Notes that a charge of the slot's thread was refused.
@@ -193,11 +256,6 @@ impl Stock {
         let was_refused = self.is_refused.load(Ordering::Relaxed);
         self.is_refused.store(false, Ordering::Relaxed);
         was_refused
-    }
-
-    /// Notes that the slot's thread reclaims for its page over high.
-    pub fn forgive(&self) {
-        self.owes.store(false, Ordering::Relaxed);
     }
 }
 

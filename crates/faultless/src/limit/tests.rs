@@ -97,11 +97,11 @@ fn a_stock_is_of_one_group_and_small_where_room_is_small() {
     assert_eq!((0..30).filter(|_| stock.take(c)).count(), 29);
     assert_eq!(stock.charge(&groups, c).unwrap().pages, 15);
     for _ in 0..31 {
-        groups.uncharge(c, stock.put(&FenceBarrier, c));
+        groups.uncharge(c, stock.put(&FenceBarrier, c, false).pages);
         assert!(stock.seen().1 <= 28, "{:?}", stock.seen());
     }
     assert_eq!(stock.seen(), (c, usage(&groups, c)), "all that is charged is in the stock");
-    assert_eq!(stock.put(&FenceBarrier, b), 1, "a page of another group does not stay");
+    assert_eq!(stock.put(&FenceBarrier, b, false).pages, 1, "a page of another group does not stay");
     groups.uncharge(b, 1);
     stock.give_back(&FenceBarrier, &groups);
     assert_eq!([a, b, c].map(|group| usage(&groups, group)), [1, 1, 0]);
@@ -118,7 +118,7 @@ fn a_stock_that_is_being_taken_is_left_alone() {
     assert!(!stock.take(b), "the owner takes nothing");
     assert_eq!(stock.charge(&groups, b).unwrap().pages, 1, "it charges what it needs");
     assert_eq!(stock.charge(&groups, c).unwrap().pages, 1);
-    assert_eq!(stock.put(&FenceBarrier, b), 1);
+    assert_eq!(stock.put(&FenceBarrier, b, false).pages, 1);
     groups.uncharge(b, 1);
     stock.give_back(&FenceBarrier, &groups);
     assert_eq!(stock.take_back(&groups), 29);

@@ -1,6 +1,5 @@
 //! Reads ahead, in runs; and the check whether a page is in memory.
 
-use super::folio_list::FolioList;
 use super::{File, NEWCOMER, SEEN, frame_of, index, word_of};
 use crate::host::{Frame, GroupId, Host};
 use crate::stats::Counter;
@@ -16,11 +15,11 @@ fn frames_of(places: &[Place]) -> impl Iterator<Item = Frame> {
 
 impl<H: Host> File<H> {
     /// Starts the reads of those of `pages` that are not in memory, without waiting for them. Consecutive pages are one
-    /// transfer, if the store takes such. `pages` must not contain a page that the caller is about to wait for: it
-    /// would wait for the whole run.
+    /// transfer, if the store takes such. `group` pays for them. `pages` must not contain a page that the caller is about to
+    /// wait for: it would wait for the whole run.
     ///
     /// Returns `false` if it stopped early: a page lies past the end, or making room would need a wait.
-    pub(crate) fn start_reads(&self, pages: Range<u64>) -> bool {
+    pub(crate) fn start_reads(&self, group: GroupId, pages: Range<u64>) -> bool {
         // A file without a store is not read.
         let Some(store) = &self.store else { return true };
         let most = store.max_pages().clamp(1, MAX_PAGES) as u64;
@@ -29,7 +28,7 @@ impl<H: Host> File<H> {
         while let Some(first) = (at..end).find(|page| !self.is_attached_or_read(*page)) {
             let most = end.min(first + most);
             let run = first..(first + 1..most).find(|page| self.is_attached_or_read(*page)).unwrap_or(most);
-            let Some(count) = self.start_run(run) else { return false };
+            let Some(count) = self.start_run(group, run) else { return false };
             at = first + count;
         }
         end == pages.end
@@ -44,11 +43,11 @@ impl<H: Host> File<H> {
     ///
     /// All steps that may wait come first. From the first attached page to the submission nothing waits: other threads
     /// may wait for these pages, and hold something that this thread would wait for.
-    fn start_run(&self, pages: Range<u64>) -> Option<u64> {
+    fn start_run(&self, group: GroupId, pages: Range<u64>) -> Option<u64> {
         let (engine, first) = (&self.engine, pages.start);
         // Counted first, so that a thread that finds the cache full because of this waits, as for any transfer.
         engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
-        let mut places = self.places_ahead(pages.end - first);
+        let mut places = self.places_ahead(group, pages.end - first);
         let has_room = !places.is_empty();
         self.attach_ahead(first, &mut places);
         if places.is_empty() {
@@ -68,7 +67,7 @@ impl<H: Host> File<H> {
     }
 
     /// Takes frames for up to `count` pages to read ahead, and counts them as cached. May write dirty pages back.
-    fn places_ahead(&self, count: u64) -> Places {
+    fn places_ahead(&self, group: GroupId, count: u64) -> Places {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let (limit, pins) = (engine.limits().cached_pages, account.pins.load(Ordering::Relaxed));
         let mut places = Places::new();
@@ -81,9 +80,7 @@ impl<H: Host> File<H> {
         // All at once, so that several threads together stay below the limit.
         let before = account.cached.fetch_add(count, Ordering::Relaxed);
         let room = limit.saturating_sub(before).min(count);
-        places.extend(
-            (0..room).map_while(|_| engine.allocate(GroupId::ROOT).ok().map(|frame| self.place(frame))),
-        );
+        places.extend((0..room).map_while(|_| engine.allocate(group).ok().map(|frame| self.place(frame))));
         account.cached.fetch_sub(count - places.len() as u64, Ordering::Relaxed);
         places
     }
@@ -96,7 +93,7 @@ impl<H: Host> File<H> {
         let attached = attached.count();
         // The frame that was refused is freed already.
         let others = places.get(attached + 1..).unwrap_or_default();
-        frames_of(others).for_each(|frame| self.engine.frames().free(frame));
+        frames_of(others).for_each(|frame| self.engine.free_frame(frame));
         self.engine.cache.cached.fetch_sub(others.len() as u64, Ordering::Relaxed);
         places.truncate(attached);
     }
@@ -107,15 +104,14 @@ impl<H: Host> File<H> {
         let engine = &self.engine;
         let free = || {
             engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-            engine.frames().free(frame);
+            engine.free_frame(frame);
         };
         let Ok(word) = self.index.make(page) else {
             free();
             return false;
         };
         let folio = engine.folio(frame);
-        FolioList::begin(folio, Some(&self.this));
-        folio.begin_reading(self.id, page, 1);
+        folio.begin_reading(self.home(), page, 1);
         let old = word.load(Ordering::Acquire);
         let is_attached = frame_of(old).is_none()
             && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();

@@ -252,6 +252,7 @@ impl<H: Host> File<H> {
             bounce.copy_from_slice(&bytes[done..done + part]);
             let result = self.write_part(at, bounce, (end, writing.as_ref()));
             if let Ok(Part::Written) = result {
+                self.engine.pay_after_write();
                 done += part;
                 continue;
             }
@@ -356,7 +357,7 @@ impl<H: Host> File<H> {
         let mut looking = Looking::new(&self.engine);
         loop {
             let cuts = self.cuts();
-            let pin = match self.read(page, false, looking.ticket()) {
+            let pin = match self.read(page, false, (looking.ticket(), GroupId::ROOT)) {
                 Ok((pin, _)) => pin,
                 Err(Miss::PastEnd) => return Ok(None),
                 Err(miss) => {
@@ -381,9 +382,9 @@ impl<H: Host> File<H> {
         let mut looking = Looking::new(&self.engine);
         loop {
             let frame = if self.is_in_memory() {
-                self.engine.allocate(GroupId::ROOT).map_err(|_| Miss::OutOfMemory)
+                self.engine.allocate(GroupId::ROOT).map_err(|_| Miss::OutOfMemory(None))
             } else {
-                self.room_for_one(looking.ticket())
+                self.room_for_one(looking.ticket(), GroupId::ROOT)
             };
             let made = frame.and_then(|frame| Ok(self.attach_zeros(page, frame, Reference::Pin)?));
             match made {
@@ -409,10 +410,11 @@ impl<H: Host> File<H> {
             }
             Miss::Queue(events) => Some(events),
             // Nothing has made room for such a file's page yet.
-            Miss::OutOfMemory if self.is_in_memory() && looking.makes_room() => return Ok(()),
+            Miss::OutOfMemory(_) if self.is_in_memory() && looking.makes_room() => return Ok(()),
             // The transfers under way may free frames when they end.
-            Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_transfers(),
+            Miss::OutOfMemory(_) | Miss::PastEnd => self.engine.wait_for_transfers(),
         };
+        let events = events.filter(|_| !looking.has_had_its_turns());
         looking.wait(events.ok_or(FileError::OutOfMemory)?);
         Ok(())
     }

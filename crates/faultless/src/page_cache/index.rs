@@ -114,18 +114,21 @@ impl Index {
         Some(&self.leaf(page)?.words[page as usize % FANOUT])
     }
 
-    /// Sets the page's tag (Release, so that the cause of the tag is visible with it). Only for a page that has a word.
-    pub(super) fn tag(&self, page: u64, tag: Tag) {
-        let Some(leaf) = self.leaf(page) else { return };
+    /// Sets the page's tag (Release, so that the cause of the tag is visible with it). Only for a page that has a word. Returns
+    /// whether it was not set before.
+    pub(super) fn tag(&self, page: u64, tag: Tag) -> bool {
+        let Some(leaf) = self.leaf(page) else { return false };
         let at = page as usize % FANOUT;
-        leaf.tags[tag as usize][at / 64].fetch_or(1 << (at % 64), Ordering::AcqRel);
+        let bit = 1 << (at % 64);
+        leaf.tags[tag as usize][at / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
-    /// Clears the page's tag. Acquire, so that the cause of the tag is visible.
-    pub(super) fn untag(&self, page: u64, tag: Tag) {
-        let Some(leaf) = self.leaf(page) else { return };
+    /// Clears the page's tag. Acquire, so that the cause of the tag is visible. Returns whether it was set.
+    pub(super) fn untag(&self, page: u64, tag: Tag) -> bool {
+        let Some(leaf) = self.leaf(page) else { return false };
         let at = page as usize % FANOUT;
-        leaf.tags[tag as usize][at / 64].fetch_and(!(1 << (at % 64)), Ordering::AcqRel);
+        let bit = 1 << (at % 64);
+        leaf.tags[tag as usize][at / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0
     }
 
     /// Returns whether the page has the tag.

@@ -30,6 +30,10 @@ use core::mem;
 /// The greatest number of turns at a time: the number of pages that are evicted at once.
 const TURNS: u64 = 32;
 
+/// The number of turns without memory after which a call or a fault fails. If all writes fail, the transfers of one thread are the
+/// reason for the next turn of another one, and so on without end.
+pub(crate) const MOST_TURNS: u32 = 1024;
+
 /// The ticket of a caller that does not wait yet. It is behind all waiters.
 pub(crate) const NEWCOMER: u64 = u64::MAX;
 /// The ticket of a caller that has a turn. It is before all waiters, even before an older one that has joined the queue
@@ -315,16 +319,18 @@ pub(crate) struct Looking<H: Host> {
     turn: Option<Turn<H>>,
     /// The number of times that it made room in vain.
     look: u32,
+    /// The number of its turns.
+    turns: u32,
 }
 
 impl<H: Host> Looking<H> {
     pub fn new(engine: &Arc<Engine<H>>) -> Self {
-        Self { engine: engine.clone(), ticket: NEWCOMER, turn: None, look: 0 }
+        Self { engine: engine.clone(), ticket: NEWCOMER, turn: None, look: 0, turns: 0 }
     }
 
     /// Makes room for a page that needs no turn. Returns false if it was tried often enough.
     pub fn makes_room(&mut self) -> bool {
-        self.engine.make_room(GroupId::ROOT, &mut self.look)
+        self.engine.make_room(GroupId::ROOT, &mut self.look).is_ok()
     }
 
     /// Returns the ticket with which to look for memory.
@@ -337,8 +343,14 @@ impl<H: Host> Looking<H> {
         self.turn = None;
     }
 
+    /// Returns whether it has had so many turns that it gives up.
+    pub fn has_had_its_turns(&self) -> bool {
+        self.turns >= MOST_TURNS
+    }
+
     /// Waits for its turn, after no memory was found after `seen` events.
     pub fn wait(&mut self, seen: u64) {
+        self.turns += 1;
         if let Some(turn) = self.turn.take() {
             turn.failed(seen);
         }

@@ -4,16 +4,16 @@
 //!
 //! A word of the index names the frame of a page while the page is *attached*. A lookup loads the word, takes a reference
 //! unless the frame is free, and loads the word again. Detaching (eviction, truncation, a failed read) is done under the file's
-//! `removal` lock, so that the cache's reference has one owner. Eviction takes pages from a list of idle ones: see
-//! `folio_list.rs`.
+//! `removal` lock, so that the cache's reference has one owner. A page that was read or written enters reclaim's queues, and
+//! eviction is reclaim of a page that nobody uses: see `reclaim.rs`.
 //!
 //! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
 //! `writeback.rs`. A sync then flushes the store: see `flush.rs`.
 
 mod account;
 mod ahead;
+mod dirty;
 mod flush;
-mod folio_list;
 mod handle;
 mod index;
 mod mappings;
@@ -22,21 +22,23 @@ mod reading;
 mod reclaim;
 mod refresh;
 mod resize;
+mod word;
 mod writeback;
 mod writers;
 
 pub(crate) use account::{Account, Full, Miss};
 pub use account::{FolioLock, Pin};
+pub(crate) use dirty::{Dirtied, DirtyPages};
 pub use handle::{FileError, FileHandle, FileRights};
 pub(crate) use mappings::Hull;
-pub(crate) use memory_queue::{AwaitedTurn, HAS_TURN, NEWCOMER, Turn};
+pub(crate) use memory_queue::{AwaitedTurn, HAS_TURN, MOST_TURNS, NEWCOMER, Turn};
 
 use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
 use crate::frame::{Reference, Refused};
-use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
-use crate::reclaim::Taking;
+use crate::host::{Frame, FrameUse, GroupId, Host, OutOfMemory};
+use crate::reclaim::{Distance, Taking};
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -44,55 +46,45 @@ use crate::sync::{
     Claims, Counted, LeftToRetired, Mutex, Park, ROOM_OF_RANGES, Ranges, RetiredList, Shared, Weak,
     fence_after_rmw, plain,
 };
+use crate::tables::Home;
 use alloc::sync::Arc;
 use core::ops::Range;
 use core::ptr::NonNull;
-use folio_list::FolioList;
 use index::Index;
 use mappings::FileMappings;
+use word::{SEEN, eviction_of, frame_of, word_of, word_of_evicted};
 use writeback::Errors;
 use writers::Writers;
 
-/// A bit in a word of the index: the page has been in memory before.
-const SEEN: u64 = 1;
-
-fn word_of(frame: Frame) -> u64 {
-    (frame.get() + 1) << 1 | SEEN
-}
-
-fn frame_of(word: u64) -> Option<Frame> {
-    (word >> 1).checked_sub(1).and_then(Frame::new)
-}
-
 /// A space that may map pages of a file, as truncation sees it.
 pub(crate) trait MappedBy<H: Host>: Send + Sync {
-    /// Unmaps every page of `pages` of file `file` from the space, and drops every copy made of a page of `copies`. `shown`
+    /// Unmaps every page of `pages` of the file that `file` names from the space, and drops every copy made of a page of `copies`. `shown`
     /// returns the addresses within which the space may show the file, as of the time when it is called. Processors may use the
     /// dropped pages until `removed` is finished.
     fn drop_pages_of(
         &self,
-        file: u64,
+        file: Home,
         pages_and_copies: [Range<u64>; 2],
         shown: &dyn Fn() -> Option<PageRange>,
         removed: &mut RemovedBatch<'_, H>,
     );
 
-    /// Takes the write right away from every entry that maps a folio of `pages` of file `file` that is under writeback.
+    /// Takes the write right away from every entry that maps a folio of `pages` of this file that is under writeback.
     /// Processors may store into these until `stale` is finished. `shown` returns the addresses within which the space may show
     /// the file, as of the time when it is called.
     fn protect_pages_of(
         &self,
-        file: u64,
+        file: Home,
         pages: Range<u64>,
         shown: &dyn Fn() -> Option<PageRange>,
         stale: &mut StaleBatch<'_, H>,
     );
 
-    /// Takes page `page` of file `file`, which is that of `taking`, out of every entry that maps it, until `taking` is over. Only
+    /// Takes page `page` of this file, which is that of `taking`, out of every entry that maps it, until `taking` is over. Only
     /// tries: waits for no bit, no range and no lock. `shown` returns the addresses within which the space may show the file.
     fn give_up_page_of(
         &self,
-        file: u64,
+        file: Home,
         page: u64,
         shown: &dyn Fn() -> Option<PageRange>,
         taking: &mut Taking<'_, '_, H>,
@@ -151,6 +143,10 @@ pub struct File<H: Host> {
     failed_flushes: AtomicU64,
     /// The writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
+    /// One more than the file's place among those that may have dirty pages; 0 for none. Written once.
+    listed_at: plain::AtomicU64,
+    /// The page behind the last one that background work has looked at. Atomic; a hint.
+    written_to: plain::AtomicU64,
     /// A lock that is held while the word of an attached page is cleared.
     removal: Mutex<()>,
     /// The spaces that may map the file.
@@ -228,6 +224,8 @@ impl<H: Host> File<H> {
                     errors: Mutex::default(),
                     failed_flushes: AtomicU64::new(0),
                     writers: Writers::default(),
+                    listed_at: plain::AtomicU64::new(0),
+                    written_to: plain::AtomicU64::new(0),
                     removal: Mutex::new(()),
                     spaces: FileMappings::default(),
                 } but index);
@@ -236,6 +234,9 @@ impl<H: Host> File<H> {
         // SAFETY: it writes the whole value.
         let file = unsafe { Shared::try_new_retirable_in_place(&sections, make) }?;
         sections.charge(ROOM_OF_RANGES);
+        if writable && !file.is_in_memory() {
+            file.list_as_writable()?;
+        }
         Ok(file)
     }
 
@@ -247,6 +248,11 @@ impl<H: Host> File<H> {
     /// Returns whether the file has no store. Such a file is never read from a store, written back or evicted.
     pub fn is_in_memory(&self) -> bool {
         self.store.is_none()
+    }
+
+    /// Returns the home of the file's folios.
+    pub(crate) fn home(&self) -> Home {
+        Home::of_file(self.this.as_raw(), self.store.is_some())
     }
 
     /// Returns a number that no other file of the engine has.
@@ -315,8 +321,14 @@ impl<H: Host> File<H> {
     }
 
     /// Pins page `page`, and starts its read if no thread has done so. The second value tells whether this call started the
-    /// read. `again` tells that the fault has had its page once. `ticket` is its place in the queue for memory.
-    pub(crate) fn read(&self, page: u64, again: bool, ticket: u64) -> Result<(Pin<H>, bool), Miss> {
+    /// read. `again` tells that the fault has had its page once. `ticket` is its place in the queue for memory. If the page is
+    /// brought in, `group` pays for it.
+    pub(crate) fn read(
+        &self,
+        page: u64,
+        again: bool,
+        (ticket, group): (u64, GroupId),
+    ) -> Result<(Pin<H>, bool), Miss> {
         let engine = &self.engine;
         let mut first_look = true;
         loop {
@@ -327,7 +339,8 @@ impl<H: Host> File<H> {
                 return Ok((Pin::new(engine, frame), false));
             }
             if self.is_in_memory() {
-                let frame = self.make_page(page, Reference::Pin)?;
+                let frame =
+                    self.make_page(page, Reference::Pin, || engine.take_frame(group, FrameUse::File))?;
                 return Ok((Pin::new(engine, frame), false));
             }
             if self.is_forbidden(page) {
@@ -336,18 +349,21 @@ impl<H: Host> File<H> {
             if core::mem::take(&mut first_look) && again {
                 engine.counters().add(Counter::RetriesPageGone, 1);
             }
-            let frame = self.room_for_one(ticket)?;
-            let memory = self.index.make(page).and_then(|word| Ok((word, self.completion(page, frame)?)));
-            let (word, completion) = memory.inspect_err(|_| engine.frames().free(frame))?;
+            let frame = self.room_for_one(ticket, group)?;
+            let memory = self.index.make(page).and_then(|word| {
+                // If the word changes, another thread reads the page.
+                let distance = engine.distance_of(group, eviction_of(word.load(Ordering::Relaxed)));
+                Ok((word, self.completion(page, frame, distance)?))
+            });
+            let (word, completion) = memory.inspect_err(|_| engine.free_frame(frame))?;
             let folio = engine.folio(frame);
-            FolioList::begin(folio, Some(&self.this));
-            folio.begin_reading(self.id, page, 2);
+            folio.begin_reading(self.home(), page, 2);
             let old = word.load(Ordering::Acquire);
             let attached = frame_of(old).is_none()
                 && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if !attached {
                 if folio.cancel_reading(2) {
-                    engine.frames().free(frame);
+                    engine.free_frame(frame);
                 }
                 crate::sync::spin_loop();
                 continue;
@@ -375,12 +391,17 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Takes a reference to page `page` of a file that has no store. Makes the page of zeros if it is missing. Does not sleep.
+    /// Takes a reference to page `page` of a file that has no store. Makes the page of zeros if it is missing, in a frame that `take`
+    /// returns, for which its group pays. Does not sleep.
     ///
     /// # Errors
     /// [`Miss`], but not `Miss::Queue`.
-    pub(crate) fn make_page(&self, page: u64, reference: Reference) -> Result<Frame, Miss> {
-        let frames = self.engine.frames();
+    pub(crate) fn make_page(
+        &self,
+        page: u64,
+        reference: Reference,
+        take: impl Fn() -> Option<Frame>,
+    ) -> Result<Frame, Miss> {
         loop {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
@@ -388,7 +409,7 @@ impl<H: Host> File<H> {
             if let Some(frame) = self.find(page, reference)? {
                 return Ok(frame);
             }
-            let frame = frames.allocate(GroupId::ROOT, FrameUse::File).ok_or(Miss::OutOfMemory)?;
+            let frame = take().ok_or(Miss::OutOfMemory(None))?;
             let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
             // Partner: the fence of a cut, which has lowered the length before.
             fence_after_rmw();
@@ -410,30 +431,26 @@ impl<H: Host> File<H> {
     ) -> Result<Option<Frame>, OutOfMemory> {
         let frames = self.engine.frames();
         frames.zero(frame);
-        let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
+        let word = self.index.make(page).inspect_err(|_| self.engine.free_frame(frame))?;
         let folio = self.engine.folio(frame);
-        FolioList::begin(folio, (!self.is_in_memory()).then_some(&self.this));
-        folio.begin_dirty(self.id, page, reference);
+        folio.begin_dirty(self.home(), page, reference);
         let old = word.load(Ordering::Acquire);
         let attached = frame_of(old).is_none()
             && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if attached {
             if !self.is_in_memory() {
                 self.engine.cache.cached.fetch_add(1, Ordering::Relaxed);
+                self.engine.arrived_in_cache(frame, Distance::NEW);
             }
             return Ok(Some(frame));
         }
-        // Reclaim may have pinned it, and be on its way to the file.
-        if !self.is_in_memory() {
-            self.engine.cache.idle.remove(&self.engine, frame);
-        }
         if folio.cancel_dirty(reference) {
-            frames.free(frame);
+            self.engine.free_frame(frame);
         }
         Ok(None)
     }
 
-    /// Clears the word of `page` if it names `frame`, takes the folio off the list, and drops the cache's reference.
+    /// Clears the word of `page` if it names `frame`, and drops the cache's reference.
     fn detach(&self, page: u64, frame: Frame) {
         let Some(word) = self.index.get(page) else { return };
         let guard = self.removal.lock();
@@ -444,23 +461,24 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Takes `frame`, whose page the caller alone has detached, out of the list of idle folios, and drops the cache's
-    /// reference.
+    /// Drops the cache's reference to `frame`, whose page the caller alone has detached.
     fn forget(&self, frame: Frame) {
         if !self.is_in_memory() {
-            self.engine.cache.idle.remove(&self.engine, frame);
             self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         }
         if self.engine.folio(frame).put_cached() {
-            self.engine.frames().free(frame);
+            self.engine.free_frame(frame);
         }
     }
 
-    /// Returns a frame for a new page, under the limits, for a caller with this `ticket`.
-    fn room_for_one(&self, ticket: u64) -> Result<Frame, Miss> {
+    /// Returns a frame for a new page, under the limits, for a caller with this `ticket`. `group` pays for it.
+    ///
+    /// A caller whose group is at max waits here, and not in the queue for memory: others, whose groups have room, would wait behind
+    /// it. It ends after a number of looks.
+    fn room_for_one(&self, ticket: u64, group: GroupId) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
-        let (mut look, mut is_delayed) = (0, false);
+        let (mut look, mut is_delayed, mut full) = (0, false, None);
         while engine.looks_on(look) || is_delayed && look < account::LOOKS_DELAYED {
             let events = account.queue.events();
             let pins = account.pins.load(Ordering::Relaxed);
@@ -468,22 +486,31 @@ impl<H: Host> File<H> {
                 return Err(Miss::Queue(events));
             }
             is_delayed = self.make_room_in_cache(1);
+            full = None;
             if account.cached() < limit {
-                match engine.allocate(GroupId::ROOT) {
+                match engine.allocate(group) {
                     Ok(frame) => return Ok(frame),
-                    // Other threads have taken these: memory is in use, not full.
-                    Err(reclaimed) if reclaimed.freed != 0 => look = 0,
-                    Err(reclaimed) => is_delayed |= reclaimed.is_delayed,
+                    Err(shortage) => {
+                        full = shortage.full;
+                        is_delayed |= shortage.reclaimed.is_delayed;
+                        // Other threads have taken these: memory is in use, not full.
+                        if shortage.reclaimed.freed != 0 {
+                            look = 0;
+                        }
+                    }
                 }
             }
-            if pins != 0 || account.transfers.load(Ordering::Relaxed) != 0 {
+            let may_change = pins != 0 || account.transfers.load(Ordering::Relaxed) != 0;
+            if may_change && full.is_none() && !engine.looks_for_worker(look) {
                 return Err(Miss::Queue(events));
             }
+            is_delayed |= may_change;
             // Other threads evict too, and may have taken the frame that this one made free.
             engine.wait_for_memory(look);
             look += 1;
         }
-        Err(Miss::OutOfMemory)
+        engine.note_out_of_memory(full);
+        Err(Miss::OutOfMemory(Some(full.unwrap_or(GroupId::ROOT))))
     }
 
     /// Returns the number of living spaces that have mapped the file.
@@ -549,25 +576,20 @@ impl<H: Host> LeftToRetired for File<H> {
 
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
-        // No reader is left: reads and writes under way, and mappings, hold the file. The pages leave the idle list
-        // first, since that list leads from them to the file. The counts of handles order all use of the file before
-        // this, but they are not part of a model.
+        // No reader is left: reads and writes under way, and mappings, hold the file. The counts of handles order all use of the file
+        // before this, but they are not part of a model.
         #[cfg(loom)]
         drop(self.removal.lock());
-        if !self.is_in_memory() {
-            self.index.each_from(0, &mut |_, word| {
-                if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
-                    self.engine.cache.idle.remove(&self.engine, frame);
-                }
-            });
-        }
         self.write_the_last();
+        self.unlist_as_writable();
         self.index.each_from(0, &mut |_, word| {
             if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
                 word.store(0, Ordering::Relaxed);
                 self.forget(frame);
             }
         });
+        // Rule H7: no page names the file any more, and a reclaimer that has read such a home has left the file when this returns.
+        drop(self.engine.lock(&self.engine.cache.files));
         self.engine.uncharge(ROOM_OF_RANGES + self.spaces.room(&self.engine));
     }
 }

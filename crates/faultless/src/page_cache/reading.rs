@@ -9,16 +9,23 @@ use super::File;
 use crate::address::PAGE_SIZE;
 use crate::frame::Reference;
 use crate::host::{Frame, Host, OutOfMemory};
+use crate::reclaim::Distance;
 use crate::store::{Completion, Direction, Outcome, Part, Place, Places, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
 use crate::sync::try_box;
 
 impl<H: Host> File<H> {
-    /// Makes the completion of the read of one page. It is made before any thread waits for the read.
-    pub(super) fn completion(&self, page: u64, frame: Frame) -> Result<Completion, OutOfMemory> {
+    /// Makes the completion of the read of one page, which was evicted at `distance` from now. It is made before any thread waits for
+    /// the read.
+    pub(super) fn completion(
+        &self,
+        page: u64,
+        frame: Frame,
+        distance: Distance,
+    ) -> Result<Completion, OutOfMemory> {
         let this = self.this.upgrade().ok_or(OutOfMemory)?;
         Ok(try_box(move |result| {
-            this.end_read(page, frame, result);
+            this.end_read(page, (frame, distance), result);
             this.end_transfer();
         })?)
     }
@@ -47,8 +54,8 @@ impl<H: Host> File<H> {
         for (index, frame) in frames.iter().enumerate() {
             let page = first + index as u64;
             match outcome.part(index) {
-                Part::Moved(bytes) => self.end_read(page, *frame, Ok(bytes)),
-                Part::Failed(error) => self.end_read(page, *frame, Err(error)),
+                Part::Moved(bytes) => self.end_read(page, (*frame, Distance::NEW), Ok(bytes)),
+                Part::Failed(error) => self.end_read(page, (*frame, Distance::NEW), Err(error)),
                 Part::NotTried => self.withdraw(page, *frame),
             }
         }
@@ -56,7 +63,7 @@ impl<H: Host> File<H> {
     }
 
     /// Ends the read of `page` into `frame`, but not its transfer. Called on any thread.
-    fn end_read(&self, page: u64, frame: Frame, result: Result<usize, StoreError>) {
+    fn end_read(&self, page: u64, (frame, distance): (Frame, Distance), result: Result<usize, StoreError>) {
         let (engine, offset) = (&self.engine, page * PAGE_SIZE);
         engine.assert_may_sleep("the end of a read");
         let folio = engine.folio(frame);
@@ -65,6 +72,7 @@ impl<H: Host> File<H> {
             Ok(bytes) if bytes > 0 && inside > 0 => {
                 self.zero_tail(frame, (bytes as u64).min(inside));
                 folio.finish_read();
+                engine.arrived_in_cache(frame, distance);
             }
             Ok(_) => {
                 self.detach(page, frame);
@@ -98,6 +106,7 @@ impl<H: Host> File<H> {
     pub(super) fn withdraw(&self, page: u64, frame: Frame) {
         self.detach(page, frame);
         self.cuts.fetch_add(1, Ordering::AcqRel);
-        self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
+        let error = StoreError::PastEnd { offset: page * PAGE_SIZE };
+        self.end_read(page, (frame, Distance::NEW), Err(error));
     }
 }

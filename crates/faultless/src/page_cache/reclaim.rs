@@ -1,55 +1,33 @@
-//! Room in the page cache: eviction of idle pages, and reclaim of mapped ones, from a folio to its file and to the spaces that
-//! map it.
+//! Room in the page cache: reclaim's way from a folio to its file and to the spaces that map it, and the end of a page.
 
-use super::{File, SEEN, word_of};
+use super::{File, word_of, word_of_evicted};
 use crate::engine::Engine;
-use crate::frame::Eviction;
 use crate::host::{Frame, GroupId, Host};
-use crate::reclaim::{Kinds, Taking};
-use crate::sync::Shared;
+use crate::reclaim::{Class, Kinds, PageKind, Taking};
 use crate::sync::atomic::Ordering;
+use crate::sync::{Shared, Weak};
 
 impl<H: Host> Engine<H> {
     /// Returns the file of `frame`, whose folio the caller has isolated as that of a file. Returns `None` if the page is detached, or
-    /// if the file has no store or is being dropped.
+    /// if the file is being dropped.
     pub(crate) fn file_of(&self, frame: Frame) -> Option<Shared<File<H>>> {
-        self.cache.idle.file_of(self, frame)
+        let _lock = self.lock(&self.cache.files);
+        let file = self.folio(frame).cached_home()?.file()?;
+        // SAFETY: rule H7. Under the lock, the word has shown that a file has the page, and the home read after that names this file
+        // or that of a later page in the frame. Either file had the page at some time while the lock was held, so it takes the lock
+        // after this and before its memory is freed. All files with such a home are of this host.
+        unsafe { Weak::upgrade_raw(file) }
     }
 }
 
 impl<H: Host> File<H> {
-    /// Evicts pages if `count` more would be above the limit of cached pages: first those that are not in use, then mapped ones.
-    /// Returns whether some could not be taken at the moment.
+    /// Evicts pages if `count` more would be above the limit of cached pages. Returns whether some could not be taken at the moment.
     pub(super) fn make_room_in_cache(&self, count: u64) -> bool {
         let engine = &self.engine;
-        let over = || (engine.cache.cached() + count).saturating_sub(engine.limits().cached_pages);
-        let before = over();
-        if before != 0 {
-            engine.evict(GroupId::ROOT, before);
-        }
-        match over() {
+        match (engine.cache.cached() + count).saturating_sub(engine.limits().cached_pages) {
             0 => false,
-            left => engine.take_pages(GroupId::ROOT, left, Kinds::Files).is_delayed,
+            over => engine.take_pages(GroupId::ROOT, over, Kinds::Files).is_delayed,
         }
-    }
-
-    /// Evicts the page in `frame`, which the caller has isolated, if it is not in use.
-    pub(super) fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
-        let folio = self.engine.folio(frame);
-        let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
-        let guard = self.removal.lock();
-        if word.load(Ordering::Relaxed) != word_of(frame) {
-            // The thread that detaches the page has a reference to it.
-            return Eviction::InUse;
-        }
-        let eviction = folio.try_evict(second_chance);
-        if eviction == Eviction::Taken {
-            word.store(SEEN, Ordering::Release);
-            drop(guard);
-            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-            self.engine.frames().free(frame);
-        }
-        eviction
     }
 
     /// Takes page `page`, which is that of `taking`, out of the entries that map it, space by space, until `taking` is over. Holds
@@ -60,7 +38,7 @@ impl<H: Host> File<H> {
             &(page..page + 1),
             |_| true,
             |id, space| {
-                space.give_up_page_of(self.id, page, &|| self.spaces.addresses(&self.engine, id), taking);
+                space.give_up_page_of(self.home(), page, &|| self.spaces.addresses(&self.engine, id), taking);
                 taking.goes_on()
             },
         );
@@ -75,10 +53,11 @@ impl<H: Host> File<H> {
         if word.load(Ordering::Relaxed) != word_of(frame) || !folio.try_evict_isolated() {
             return false;
         }
-        word.store(SEEN, Ordering::Release);
+        let class = Class { group: folio.group(), kind: PageKind::File };
+        word.store(word_of_evicted(class.group, self.engine.evicted(class)), Ordering::Release);
         drop(guard);
         self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-        self.engine.frames().free(frame);
+        self.engine.free_frame(frame);
         true
     }
 }

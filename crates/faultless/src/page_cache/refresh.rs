@@ -143,7 +143,7 @@ impl<H: Host> File<H> {
                 None => {
                     let new = word_of(pin.frame());
                     if place.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                        self.index.tag(page, Tag::Dirty);
+                        self.tag_dirty(page);
                         return true;
                     }
                 }

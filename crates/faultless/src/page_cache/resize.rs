@@ -20,7 +20,7 @@ use super::{File, FileError, FolioLock, NEWCOMER, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::{Dying, Engine, RemovedBatch};
 use crate::frame::Reference;
-use crate::host::{Frame, Host};
+use crate::host::{Frame, GroupId, Host};
 use crate::stats::Counter;
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
@@ -185,7 +185,7 @@ impl<H: Host> File<H> {
     pub(super) fn drop_everywhere(&self, pages: Range<u64>, copies: Range<u64>) {
         let mut removed = RemovedBatch::open(&self.engine);
         self.each_space(pages, |space, pages, shown| {
-            space.drop_pages_of(self.id, [pages, copies.clone()], shown, &mut removed);
+            space.drop_pages_of(self.home(), [pages, copies.clone()], shown, &mut removed);
         });
         removed.finish();
     }
@@ -312,7 +312,7 @@ impl<H: Host> File<H> {
         if part.is_empty() || self.is_hole(page) {
             return Some(None);
         }
-        let (pin, _) = self.read(page, false, NEWCOMER).ok()?;
+        let (pin, _) = self.read(page, false, (NEWCOMER, GroupId::ROOT)).ok()?;
         pin.wait_for_read(None);
         self.engine.folio(pin.frame()).is_uptodate().then_some(Some(pin))
     }

@@ -44,10 +44,9 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
-use smallvec::{IntoIter, SmallVec};
+use smallvec::SmallVec;
 
 /// The number of pages whose entries are changed together.
 #[cfg(not(loom))]
@@ -112,6 +111,20 @@ enum Begun<H: Host> {
     Full(Full),
 }
 
+/// The reason why no more pages are gathered for a batch.
+enum Gathered<H: Host> {
+    /// There is no more to write, or as much as was asked for.
+    All,
+    /// The batch is full, or there is no memory for a larger one.
+    Batch,
+    /// The next page is locked, or a write of it is under way.
+    Busy(Pin<H>),
+    /// The next page has as many pins as can be counted.
+    Full(Full),
+    /// The file is being cut off or punched at the next page.
+    Forbidden,
+}
+
 /// Pages that are under writeback and not submitted, in ascending order. A few need no memory of the allocator.
 type Batch<H> = SmallVec<[(u64, Pin<H>); 4]>;
 
@@ -141,7 +154,7 @@ impl<H: Host> File<H> {
                 // Always set if the folio became dirty now: a tag that is set may be older than an untag that saw a
                 // clean folio.
                 if newly || !self.index.is_tagged(page, Tag::Dirty) {
-                    self.index.tag(page, Tag::Dirty);
+                    self.tag_dirty_by_me(page);
                 }
                 true
             }
@@ -222,48 +235,71 @@ impl<H: Host> File<H> {
     }
 
     fn write_back(&self, pages: Range<u64>, wait: bool) {
+        self.write_up_to(pages, wait, u64::MAX);
+    }
+
+    /// Starts to write back up to `most` dirty pages of `pages`, as [`File::start_writeback`] does. Returns the number of pages whose
+    /// write was started, and the page behind the last one that was looked at.
+    pub(super) fn write_some(&self, pages: Range<u64>, most: u64) -> (u64, u64) {
+        self.write_up_to(pages, false, most)
+    }
+
+    /// Starts to write back up to `most` dirty pages of `pages`. With `wait`, waits for pages that cannot be written yet, and else skips
+    /// them. Returns the number of pages whose write was started, and the page behind the last one that was looked at.
+    fn write_up_to(&self, pages: Range<u64>, wait: bool, most: u64) -> (u64, u64) {
         self.engine.assert_may_sleep("writeback");
         if self.is_in_memory() {
-            return;
+            return (0, pages.end);
         }
-        let mut batch = Batch::new();
-        let mut rest = pages;
-        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) {
-            match self.begin_writeback(page) {
-                Begun::Started(pin) => {
-                    let is_full = batch.len() == batch.capacity();
-                    if is_full && batch.try_reserve_exact(BATCH.saturating_sub(batch.len())).is_err() {
-                        self.submit_batch(&mut batch);
-                    }
-                    batch.push((page, pin));
-                    if batch.len() >= BATCH {
-                        self.submit_batch(&mut batch);
-                    }
-                }
-                Begun::Clean => {}
-                Begun::Again if wait => continue,
-                Begun::Busy(pin) if wait => {
-                    // The holder of its lock may wait for a page of our batch.
-                    self.submit_batch(&mut batch);
+        let mut unsubmitted = Unsubmitted { file: self, batch: Batch::new() };
+        let (mut rest, mut started) = (pages, 0);
+        loop {
+            let gathered = self.gather(&mut rest, wait, most - started, &mut unsubmitted.batch);
+            started += unsubmitted.batch.len() as u64;
+            // The holder of a page's lock may wait for a page of our batch.
+            self.submit_batch(&mut unsubmitted.batch);
+            match gathered {
+                Gathered::All => return (started, rest.start),
+                Gathered::Batch => {}
+                Gathered::Busy(pin) => {
                     pin.wait_for_lock(None);
                     pin.wait_for_write(None);
-                    continue;
                 }
-                Begun::Full(full) if wait => {
-                    self.submit_batch(&mut batch);
-                    self.engine.wait_for_place(full, None);
-                    continue;
-                }
-                Begun::Forbidden if wait => {
-                    self.submit_batch(&mut batch);
-                    self.wait_while_forbidden(page, None);
-                    continue;
-                }
+                Gathered::Full(full) => self.engine.wait_for_place(full, None),
+                Gathered::Forbidden => self.wait_while_forbidden(rest.start, None),
+            }
+        }
+    }
+
+    /// Begins the writeback of up to `most` dirty pages of `rest`, and takes those that were looked at out of `rest`. Gathers them in
+    /// `batch`, which is empty before. With `wait`, ends before a page that cannot be written yet, and else skips it. Not inlined, so
+    /// that its frame is off the stack when the batch is submitted.
+    #[inline(never)]
+    fn gather(&self, rest: &mut Range<u64>, wait: bool, most: u64, batch: &mut Batch<H>) -> Gathered<H> {
+        while (batch.len() as u64) < most {
+            let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) else {
+                rest.start = rest.end;
+                return Gathered::All;
+            };
+            rest.start = page;
+            if batch.len() >= BATCH
+                || batch.len() == batch.capacity()
+                    && batch.try_reserve_exact(BATCH.saturating_sub(batch.len())).is_err()
+            {
+                return Gathered::Batch;
+            }
+            match self.begin_writeback(page) {
+                Begun::Started(pin) => batch.push((page, pin)),
+                Begun::Clean => {}
+                Begun::Again if wait => continue,
+                Begun::Busy(pin) if wait => return Gathered::Busy(pin),
+                Begun::Full(full) if wait => return Gathered::Full(full),
+                Begun::Forbidden if wait => return Gathered::Forbidden,
                 Begun::Again | Begun::Busy(_) | Begun::Forbidden | Begun::Full(_) => {}
             }
             rest.start = page + 1;
         }
-        self.submit_batch(&mut batch);
+        Gathered::All
     }
 
     /// Changes a page's state from dirty to under writeback.
@@ -298,12 +334,12 @@ impl<H: Host> File<H> {
         if !mutant!("resize_under_transfers") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
-        self.index.tag(page, Tag::Writing);
-        self.index.untag(page, Tag::Dirty);
+        self.tag_writing(page);
+        self.untag_dirty(page);
         if self.engine.folio(frame).begin_writeback() {
             return Begun::Started(lock.unlock());
         }
-        self.index.untag(page, Tag::Writing);
+        self.untag_writing(page);
         Begun::Clean
     }
 
@@ -313,40 +349,43 @@ impl<H: Host> File<H> {
         if !mutant!("sync_passes_a_refresh") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
-        self.index.untag(page, Tag::Dirty);
+        self.untag_dirty(page);
         // It may have been attached, and become dirty, since the lookup.
         let word = self.index.get(page).map_or(0, |word| word.load(Ordering::Acquire));
         if frame_of(word).is_none() {
             return Begun::Clean;
         }
-        self.index.tag(page, Tag::Dirty);
+        self.tag_dirty(page);
         Begun::Again
     }
 
-    /// Takes the write rights of the batch's pages, and then submits them. Consecutive pages are one transfer.
+    /// Takes the write rights of the batch's pages, and then submits them and takes them out of the batch. Consecutive pages are one transfer.
     fn submit_batch(&self, batch: &mut Batch<H>) {
         let (Some((first, _)), Some((last, _)), Some(store)) = (batch.first(), batch.last(), &self.store)
         else {
             return;
         };
         let pages = *first..*last + 1;
-        let mut unsubmitted = Unsubmitted { file: self, pages: mem::take(batch).into_iter() };
-        let rest = &mut unsubmitted.pages;
         // Partners: the fence after the bit in page work, and that of `FileMappings::note_store`.
         full_fence();
         if !mutant!("writeback_keeps_rights") {
             self.protect_everywhere(pages);
         }
-        let most = store.max_pages().clamp(1, MAX_PAGES);
-        while let [(first, ref pin), ..] = *rest.as_slice() {
+        self.submit_runs(batch, store.max_pages().clamp(1, MAX_PAGES));
+    }
+
+    /// Submits the write of pages whose write rights are gone, up to `most` consecutive ones as one transfer.
+    #[inline(never)]
+    fn submit_runs(&self, batch: &mut Batch<H>, most: usize) {
+        while let [(first, ref pin), ..] = batch[..] {
             let mut pins = Pins::new();
             // A pinned page may be written at any time: the store gets a copy, and the page stays dirty. Checked once,
             // because pins for reading come and go meanwhile. A pin for writing cannot come, since no entry has the
             // right.
             let is_copied = self.engine.folio(pin.frame()).is_pinned_for_io();
-            let count = if is_copied { 1 } else { self.run_length(rest.as_slice(), most) };
+            let count = if is_copied { 1 } else { self.run_length(batch, most) };
             let count = if pins.try_reserve_exact(count).is_ok() { count } else { 1 };
-            pins.extend(rest.by_ref().take(count).map(|(_, pin)| pin));
+            pins.extend(batch.drain(..count).map(|(_, pin)| pin));
             self.submit_write(first, pins, is_copied);
         }
     }
@@ -357,7 +396,7 @@ impl<H: Host> File<H> {
     fn protect_everywhere(&self, pages: Range<u64>) {
         let mut stale = StaleBatch::open(&self.engine);
         self.each_storing_space(pages, |space, pages, shown| {
-            space.protect_pages_of(self.id, pages, shown, &mut stale);
+            space.protect_pages_of(self.home(), pages, shown, &mut stale);
         });
         stale.finish();
     }
@@ -463,14 +502,17 @@ impl<H: Host> File<H> {
             let has_failed = page >= first + written as u64 && !mutant!("failed_write_is_clean");
             let dirty = has_failed || write.stays_dirty || is_lost;
             if dirty {
-                self.index.tag(page, Tag::Dirty);
+                self.tag_dirty(page);
             }
-            self.index.untag(page, Tag::Writing);
+            self.untag_writing(page);
             engine.folio(pin.frame()).end_writeback(dirty);
         }
         drop(errors);
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         pins.iter().for_each(|pin| engine.wake_all(pin.key()));
+        if failed.is_none() {
+            engine.go_on_writing();
+        }
     }
 
     /// Writes all dirty pages when the file is dropped. Errors cannot be reported any more: a failed write is counted,
@@ -492,6 +534,7 @@ impl<H: Host> File<H> {
                 continue;
             }
             word.store(SEEN, Ordering::Relaxed);
+            self.engine.folio(frame).keep_for_write();
             let engine = self.engine.clone();
             let frames = engine.frames();
             let inside = (length - offset).min(PAGE_SIZE) as usize;
@@ -509,7 +552,7 @@ impl<H: Host> File<H> {
                     continue;
                 }
             };
-            // SAFETY: the cache's reference keeps the frame until the completion. No thread stores into it: the file is
+            // SAFETY: the pin that was the cache's reference keeps the frame until the completion. No thread stores into it: the file is
             // dropped, and with it every mapping and every pin for writing, each of which keeps its file.
             let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
             store.submit(transfer);
@@ -521,13 +564,13 @@ impl<H: Host> File<H> {
 /// store has panicked. Then their writes have failed.
 struct Unsubmitted<'a, H: Host> {
     file: &'a File<H>,
-    pages: IntoIter<[(u64, Pin<H>); 4]>,
+    batch: Batch<H>,
 }
 
 impl<H: Host> Drop for Unsubmitted<'_, H> {
     fn drop(&mut self) {
         let file = self.file;
-        for (page, pin) in &mut self.pages {
+        for (page, pin) in self.batch.drain(..) {
             let flushes = file.failed_flushes.load(Ordering::Acquire);
             file.engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
             let write = Write { inside: PAGE_SIZE as usize, stays_dirty: false, flushes };
@@ -566,9 +609,7 @@ impl<H: Host> Last<H> {
         engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         engine.folio(frame).end_writeback(false);
-        if engine.folio(frame).put_cached() {
-            engine.frames().free(frame);
-        }
+        engine.put(frame, Reference::Pin);
         engine.cache.pins.fetch_sub(1, Ordering::Relaxed);
         engine.tell_memory();
         drop(store);

@@ -1,8 +1,9 @@
-//! The queues of one group: asks the policy for victims, and takes reports.
+//! The queues of one class of pages, those of one group and one kind. Asks the policy for victims, and takes reports.
 
 use super::policy::{Demand, Look, ReclaimPolicy};
 use super::queue::{Claimed, Folios, Queue};
-use crate::host::{Frame, GroupId};
+use crate::frame::Folio;
+use crate::host::Frame;
 
 /// The number of frames that reclaim takes at a time.
 pub(crate) const BATCH: usize = 64;
@@ -15,7 +16,7 @@ pub(crate) const PASSES: u64 = 4;
 /// The number of looks in one call after which it returns what it has. It bounds the time under the lock.
 pub(super) const MANY_LOOKS: u64 = 1024;
 
-/// The policy's queues of one group, with the counts of its use.
+/// The policy's queues of one class of pages, with the counts of its use.
 #[derive(Debug, Default)]
 pub(crate) struct Ageing<P> {
     pub(super) policy: P,
@@ -25,7 +26,7 @@ pub(crate) struct Ageing<P> {
     offered: u64,
 }
 
-/// The frames that a group offers.
+/// The frames that a class offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offered {
     /// The number of frames, which is 0 only if there are none.
@@ -49,28 +50,33 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Returns the pages that are due: after [`PASSES`] passes without progress, any page.
     pub fn demand(&self) -> Demand {
-        // A pass is over all pages, with those that are on trial.
-        let pass = (self.length() + self.offered).max(1);
-        let is_in_need = self.looks_since_progress >= PASSES * pass;
-        if is_in_need { Demand::Any } else { Demand::Old }
+        if self.looks_since_progress >= self.need() { Demand::Any } else { Demand::Old }
     }
 
-    /// Fills `batch` with the next frames of `group`, whose queues these are. Frames that other groups pay for by now go to
-    /// `strays`.
+    /// Returns the number of looks without progress after which any page is due. A pass is over all pages, with those on trial.
+    fn need(&self) -> u64 {
+        PASSES * (self.length() + self.offered).max(1)
+    }
+
+    /// Fills `batch` with the next frames. Those that are of another class by now go to `strays`.
     pub fn offer(
         &mut self,
         folios: &impl Folios,
-        group: GroupId,
+        is_of_class: impl Fn(&Folio) -> bool,
         batch: &mut [Frame],
         strays: &mut Queue,
     ) -> Offered {
         let mut offered = Offered { count: 0, looks: 0, demand: self.demand() };
+        // The pass has as many looks until the end of this call. Frames that are dropped make it longer, by less than a pass.
+        let need = self.need();
         while offered.count < batch.len() && (offered.count == 0 || offered.looks < MANY_LOOKS) {
-            offered.demand = self.demand();
+            if self.looks_since_progress >= need {
+                offered.demand = Demand::Any;
+            }
             offered.looks += 1;
             self.looks_since_progress += 1;
             match self.policy.look(folios, offered.demand) {
-                Look::Offer(frame) if folios.folio(frame).group() != group => {
+                Look::Offer(frame) if !is_of_class(folios.folio(frame)) => {
                     // Otherwise a fault has put the frame into a stack, in its next life.
                     if let Some((frame, _)) = Claimed::claim(folios, frame) {
                         strays.push(folios, frame);

@@ -1,12 +1,13 @@
-//! Reclaim of mapped pages of files. A page is found through the file: its spaces, and their mappings of it.
+//! Reclaim of pages of files. The entries of a mapped page are found through the file: its spaces, and their mappings of it.
 //!
 //! ```text
-//!  folio ──list's pointer──► file ──spaces, in the order of their numbers──► mappings that show the page ──► entries
+//!  folio ──home──► file ──spaces, in the order of their numbers──► mappings that show the page ──► entries
 //! ```
-//! The count of mappings decides whether the page can be freed, so a walk may end early, and may miss an entry that moves.
+//! A page that no entry maps is evicted without a walk. The count of mappings decides whether the page can be freed. So a walk may end
+//! early, and may miss an entry that moves.
 
 use super::groups::Victims;
-use super::space_head::{Refusal, Victim, VictimKind};
+use super::space_head::{Reach, Refusal, Victim, VictimKind};
 use super::walk::Unmapped;
 use crate::engine::{Engine, StaleBatch};
 use crate::frame::Folio;
@@ -17,6 +18,9 @@ use smallvec::SmallVec;
 
 /// The greatest number of mappings in which one page is looked for at a time.
 const MAPPINGS: usize = 1000;
+
+/// The number of noted dirty pages at which reclaim has them written, if it has freed no page. Together they are few transfers.
+const MANY_DIRTY: usize = 16;
 
 /// The search for the entries of one page, which ends when no entry is left, or when one must stay.
 pub(crate) struct Taking<'a, 'b, H: Host> {
@@ -54,28 +58,71 @@ impl<'b, H: Host> Taking<'_, 'b, H> {
 pub(super) struct Files<H: Host> {
     /// The file of the last page: neighbours in the queues are often of one file.
     last: Option<Shared<File<H>>>,
-    /// Pages that have to be written, as far as there is memory to note them.
+    /// Pages that have to be written, as far as there is memory to note them: [`MANY_DIRTY`] at most.
     dirty: SmallVec<[(Shared<File<H>>, u64); 4]>,
+    /// Whether a noted page was met again: all pages have been looked at.
+    has_met_again: bool,
+    /// Whether dirty pages were handed over to the worker.
+    has_handed_over: bool,
+    /// Whether writeback of dirty pages was started.
+    has_started: bool,
 }
 
 impl<H: Host> Files<H> {
     pub fn new() -> Self {
-        Self { last: None, dirty: SmallVec::new() }
+        let dirty = SmallVec::new();
+        Self { last: None, dirty, has_met_again: false, has_handed_over: false, has_started: false }
     }
 
     /// Returns the file of `frame`, which the caller has isolated.
     fn of(&mut self, engine: &Engine<H>, frame: Frame) -> Option<&Shared<File<H>>> {
-        let is_last = self.last.as_ref().is_some_and(|file| engine.folio(frame).is_page_of(file.id()));
+        let is_last = self.last.as_ref().is_some_and(|file| engine.folio(frame).is_page_of(file.home()));
         if !is_last {
             self.last = engine.file_of(frame);
         }
         self.last.as_ref()
     }
 
-    /// Starts the writeback of the dirty pages, in the order of their files. The caller is in no section, and has no open batch.
+    /// Notes that `page` of the last file has to be written.
+    fn note_dirty(&mut self, page: u64) {
+        let Some(file) = &self.last else { return };
+        let is_noted = |(other, noted): &(Shared<File<H>>, u64)| *noted == page && other.id() == file.id();
+        if self.dirty.iter().any(is_noted) {
+            self.has_met_again = true;
+        } else if self.dirty.len() < MANY_DIRTY
+            && (self.dirty.len() < self.dirty.capacity() || self.dirty.try_reserve(MANY_DIRTY).is_ok())
+        {
+            self.dirty.push((file.clone(), page));
+        }
+    }
+
+    /// Has the noted dirty pages written, if there are many, or if all pages have been looked at.
+    pub fn write_if_many(&mut self, engine: &Engine<H>) {
+        if self.has_met_again || self.dirty.len() >= MANY_DIRTY {
+            self.start_writeback(engine);
+        }
+    }
+
+    /// Returns whether dirty pages were handed over to the worker.
+    pub fn has_handed_over(&self) -> bool {
+        self.has_handed_over
+    }
+
+    /// Returns whether writeback of dirty pages was started.
+    pub fn has_started(&self) -> bool {
+        self.has_started
+    }
+
+    /// Hands the dirty pages to the background worker, or starts their writeback, in the order of their files. The caller is in no
+    /// section, and has no open batch.
     #[inline(never)]
-    pub fn start_writeback(&mut self) {
+    pub fn start_writeback(&mut self, engine: &Engine<H>) {
         self.last = None;
+        self.has_met_again = false;
+        if self.dirty.is_empty() {
+            return;
+        }
+        let takes_over = engine.ask_worker();
         self.dirty.sort_unstable_by_key(|(file, page)| (file.id(), *page));
         let mut rest = &self.dirty[..];
         while let [(file, first), ..] = rest {
@@ -83,8 +130,16 @@ impl<H: Host> Files<H> {
                 other.id() == file.id() && *page == first + place
             };
             let count = (0..).zip(rest).take_while(follows).count();
-            file.start_writeback(*first..first + count as u64);
+            if takes_over && file.hand_over(*first) {
+                self.has_handed_over = true;
+            } else {
+                file.start_writeback(*first..first + count as u64);
+                self.has_started = true;
+            }
             rest = &rest[count..];
+        }
+        if takes_over {
+            engine.wake_background();
         }
         self.dirty.clear();
     }
@@ -102,31 +157,39 @@ impl<H: Host> Engine<H> {
     ) -> Unmapped {
         let folio = self.folio(frame);
         let page = folio.index();
-        let Some(file) = files.of(self, frame) else {
-            self.pass_over(victims.group, frame, Refusal::Busy);
-            return Unmapped::None(Refusal::Busy);
+        let stay = |refusal| {
+            self.pass_over(victims.class, frame, refusal);
+            Unmapped::None(refusal)
         };
-        if is_dirty {
-            let noted = (file.clone(), page);
-            if files.dirty.len() < files.dirty.capacity() || files.dirty.try_reserve(super::BATCH).is_ok() {
-                files.dirty.push(noted);
-            }
-            self.pass_over(victims.group, frame, Refusal::Dirty);
-            return Unmapped::None(Refusal::Dirty);
+        let Some(file) = files.of(self, frame) else { return stay(Refusal::Busy) };
+        let is_used = !victims.takes_young && folio.take_referenced();
+        let is_mapped = folio.mappings() != 0;
+        if is_used && !is_mapped {
+            return stay(Refusal::Young);
         }
-        let victim = Victim { frame, kind: VictimKind::File, takes_young: victims.takes_young };
+        if is_dirty {
+            files.note_dirty(page);
+            return stay(Refusal::Dirty);
+        }
+        if !is_mapped {
+            // No delay: threads with pins may wait for this one, so this one must not wait for them.
+            return if folio.is_pinned_by_others() { stay(Refusal::Pinned) } else { Unmapped::File };
+        }
+        // A page that a lookup has found is in use. The same use has set an accessed bit, which counts no second time.
+        let reach = if is_used { Reach::Nothing } else { Reach::of(victims.takes_young) };
+        let victim = Victim { frame, kind: VictimKind::File, reach };
         let mut taking = Taking { victim, folio, stale, looks: 0, taken: 0, refusal: Refusal::Gone };
         file.unmap_everywhere(page, &mut taking);
         let (taken, refusal) = (taking.taken, taking.refusal);
         if folio.mappings() == 0 {
             return Unmapped::File;
         }
-        self.pass_over(victims.group, frame, refusal);
+        self.pass_over(victims.class, frame, refusal);
         if taken != 0 { Unmapped::Some } else { Unmapped::None(refusal) }
     }
 
     /// Ends the isolation of a file's page that no entry maps, after the invalidation. Returns whether its frame is free now. If not,
-    /// another thread has a reference, or the idle list has, and evicts it.
+    /// another thread has a reference, or a store has made it dirty.
     pub(super) fn end_file_page(&self, frame: Frame, files: &mut Files<H>) -> bool {
         let is_freed = files.of(self, frame).is_some_and(|file| file.evict_isolated(frame));
         if !is_freed {

@@ -1,11 +1,13 @@
 //! The queues of all groups of an engine: gathers the arrivals of all threads, and chooses the group that gives frames up.
 //!
-//! A frame that is freed stays in its queue, and may be of another group in its next life. The thread that takes such a stray frame
-//! off a queue puts it into the right one. If a group has pages and no frame in its queues, the queues of the others are sorted.
+//! Each group has queues for its anonymous pages, and others for its pages of files. A *class* is the pages of one group and one kind. A
+//! frame that is freed stays in its queue, and may be of another class in its next life. The thread that takes such a stray frame off a
+//! queue puts it into the right one. If the queues of a group are empty, the queues of the others are sorted, since they may have strays.
 
 use super::ageing::{Ageing, BATCH, MANY_LOOKS, Offered};
 use super::policy::{Demand, ReclaimPolicy, Report};
 use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
+use crate::frame::Folio;
 use crate::host::{Frame, GroupId};
 use crate::sync::Sections;
 use alloc::vec::Vec;
@@ -14,18 +16,117 @@ use core::mem;
 /// The number of frames that are sorted in one call.
 const SORTED: u64 = 4 * MANY_LOOKS;
 
+/// The kind of a page. It decides how reclaim takes the page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PageKind {
+    #[default]
+    Anonymous,
+    File,
+}
+
+impl PageKind {
+    const ALL: [Self; 2] = [Self::Anonymous, Self::File];
+
+    fn of(folio: &Folio) -> Self {
+        if folio.is_anonymous() { Self::Anonymous } else { Self::File }
+    }
+
+    /// Returns the other kind.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Anonymous => Self::File,
+            Self::File => Self::Anonymous,
+        }
+    }
+}
+
+/// The pages of one group and one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Class {
+    /// The group that pays for them.
+    pub group: GroupId,
+    pub kind: PageKind,
+}
+
+impl Class {
+    fn of(folio: &Folio) -> Self {
+        Self { group: folio.group(), kind: PageKind::of(folio) }
+    }
+}
+
+/// The kinds of pages that reclaim is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kinds {
+    All,
+    Files,
+}
+
+/// The pages from which reclaim is to take some.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// The group whose pages, and those of the groups below it, are taken.
+    pub of: GroupId,
+    pub kinds: Kinds,
+    /// The kind that is taken first, if there are pages of it. `None`: the queues decide.
+    pub first: Option<PageKind>,
+    /// Whether arrivals are gathered before.
+    pub gathers: bool,
+}
+
+impl Wanted {
+    /// Returns all pages of `group` and the groups below it.
+    pub const fn all_of(group: GroupId) -> Self {
+        Self { of: group, kinds: Kinds::All, first: None, gathers: false }
+    }
+}
+
+/// The queues of one group.
+#[derive(Debug, Default)]
+pub(crate) struct Lists<P>([Ageing<P>; 2]);
+
+impl<P: ReclaimPolicy> Lists<P> {
+    /// Makes queues of the same kind as `policy`, which are empty.
+    fn like(policy: &P) -> Self {
+        Self(PageKind::ALL.map(|_| Ageing::new(policy.of_same_kind())))
+    }
+
+    fn of(&self, kind: PageKind) -> &Ageing<P> {
+        &self.0[kind as usize]
+    }
+
+    /// Returns the number of frames of pages of `kinds`.
+    fn length(&self, kinds: Kinds) -> u64 {
+        let files = self.of(PageKind::File).length();
+        if kinds == Kinds::Files { files } else { files + self.of(PageKind::Anonymous).length() }
+    }
+
+    /// Returns the kind from which the next frames come. `place` is a place among all frames of the group.
+    fn choose(&self, wanted: Wanted, place: u64) -> PageKind {
+        let has = |kind| self.of(kind).length() != 0;
+        match wanted.first {
+            _ if wanted.kinds == Kinds::Files || !has(PageKind::Anonymous) => PageKind::File,
+            _ if !has(PageKind::File) => PageKind::Anonymous,
+            Some(kind) => kind,
+            // Many pages of files were used once, as in a scan. A scan must not push out anonymous pages.
+            None if self.of(PageKind::File).policy.has_many_used_once() => PageKind::File,
+            None if place < self.of(PageKind::File).length() => PageKind::File,
+            None => PageKind::Anonymous,
+        }
+    }
+}
+
 /// The queues. The engine keeps them under a lock that no fault takes.
 #[derive(Debug, Default)]
 pub(crate) struct Queues<P> {
-    root: Ageing<P>,
+    root: Lists<P>,
     /// Those of the other groups, by number.
-    others: Vec<Ageing<P>>,
+    others: Vec<Lists<P>>,
     /// The number of looks since arrivals were gathered last.
     looks_since_gathering: u64,
     /// The place, in all frames of the groups that are asked, from which the next batch comes. So each group gives frames in
     /// proportion to those that it has.
     turn: u64,
-    /// The group whose queues are sorted next.
+    /// The number of the class whose queues are sorted next.
     sorted_next: usize,
     /// The number of frames that are to be sorted before a search for strays has seen all.
     unsorted: Option<u64>,
@@ -34,12 +135,14 @@ pub(crate) struct Queues<P> {
 /// The frames that reclaim shall try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Victims {
-    /// The group that pays for them.
-    pub group: GroupId,
+    /// The class from whose queues they come.
+    pub class: Class,
     /// The number of frames.
     pub count: usize,
-    /// Whether reclaim takes a page even if its accessed bit is set. So it is after [`PASSES`](super::ageing::PASSES) passes over
-    /// all pages of the group of which none could be taken.
+    /// The number of frames in the queues before.
+    pub length: u64,
+    /// Whether reclaim takes a page even if its accessed bit is set. It does after [`PASSES`](super::ageing::PASSES) passes over all pages
+    /// of the class of which none could be taken.
     pub takes_young: bool,
     /// Whether there may be others in queues that are not sorted yet.
     pub is_delayed: bool,
@@ -47,8 +150,8 @@ pub(crate) struct Victims {
 
 impl<P: ReclaimPolicy> Queues<P> {
     /// Makes the queues of the root, which are empty.
-    pub fn new(policy: P) -> Self {
-        Self { root: Ageing::new(policy), ..Self::default() }
+    pub fn new(policy: &P) -> Self {
+        Self { root: Lists::like(policy), ..Self::default() }
     }
 
     /// Returns the number of groups for which there is room.
@@ -57,56 +160,62 @@ impl<P: ReclaimPolicy> Queues<P> {
     }
 
     /// Makes the queues of `group`, with the memory of `spare` if there is no room. Returns the memory that is not needed.
-    pub fn add(&mut self, group: GroupId, mut spare: Vec<Ageing<P>>) -> Vec<Ageing<P>> {
+    pub fn add(&mut self, group: GroupId, mut spare: Vec<Lists<P>>) -> Vec<Lists<P>> {
         if spare.capacity() > self.others.capacity() {
             spare.append(&mut self.others);
             mem::swap(&mut spare, &mut self.others);
         }
         while self.others.len() < (group.get() as usize).min(self.others.capacity()) {
-            self.others.push(Ageing::new(self.root.policy.of_same_kind()));
+            let lists = Lists::like(&self.root.0[0].policy);
+            self.others.push(lists);
         }
         spare
     }
 
-    fn of(&mut self, group: GroupId) -> &mut Ageing<P> {
+    fn lists(&mut self, group: GroupId) -> &mut Lists<P> {
         match (group.get() as usize).checked_sub(1) {
             Some(place) if place < self.others.len() => &mut self.others[place],
             _ => &mut self.root,
         }
     }
 
-    /// Returns the queues with the groups whose they are.
-    fn each(&self) -> impl Iterator<Item = (GroupId, &Ageing<P>)> {
+    fn of(&mut self, class: Class) -> &mut Ageing<P> {
+        &mut self.lists(class.group).0[class.kind as usize]
+    }
+
+    /// Returns the queues of each group, with the group.
+    fn each(&self) -> impl Iterator<Item = (GroupId, &Lists<P>)> {
         core::iter::once(&self.root).chain(&self.others).zip(0..).map(|(one, id)| (GroupId::new(id), one))
     }
 
     /// Returns the number of frames in all queues.
     pub fn length(&self) -> u64 {
-        self.each().map(|(_, one)| one.length()).sum()
+        self.each().map(|(_, one)| one.length(Kinds::All)).sum()
     }
 
-    /// Fills `batch` with the next frames of `of` and the groups below it. The frames are of one group.
+    /// Fills `batch` with the next frames of `wanted`, all of one class.
     pub fn next_victims(
         &mut self,
         folios: &impl Folios,
         sections: &Sections,
-        of: GroupId,
+        wanted: Wanted,
         batch: &mut [Frame],
     ) -> Victims {
         // Gathering looks at each slot, so it is not done for each batch.
-        let mut is_gathered = self.looks_since_gathering >= (self.length() / 32).max(BATCH as u64);
+        let is_due = self.looks_since_gathering >= (self.length() / 32).max(BATCH as u64);
+        let mut is_gathered = wanted.gathers || is_due;
         if is_gathered {
             self.gather(folios, sections);
         }
         loop {
-            while let Some(group) = self.choose(sections, of) {
-                let mut victims = self.offer(folios, group, batch);
+            while let Some(class) = self.choose(sections, wanted) {
+                let mut victims = self.offer(folios, class, batch);
                 if victims.count == 0 {
                     continue;
                 }
-                if victims.count < batch.len() && !is_gathered && self.of(group).length() == 0 {
+                if victims.count < batch.len() && !is_gathered && self.of(class).length() == 0 {
                     self.gather(folios, sections);
-                    let more = self.offer(folios, group, &mut batch[victims.count..]);
+                    let more = self.offer(folios, class, &mut batch[victims.count..]);
                     victims.count += more.count;
                     victims.takes_young |= more.takes_young;
                 }
@@ -119,28 +228,31 @@ impl<P: ReclaimPolicy> Queues<P> {
             self.gather(folios, sections);
             is_gathered = true;
         }
-        let is_delayed = of != GroupId::ROOT && self.sort(folios);
-        Victims { group: of, count: 0, takes_young: false, is_delayed }
+        let is_part = wanted.of != GroupId::ROOT || wanted.kinds != Kinds::All;
+        let is_delayed = is_part && self.sort(folios);
+        let class = Class { group: wanted.of, kind: PageKind::File };
+        Victims { class, count: 0, length: 0, takes_young: false, is_delayed }
     }
 
-    /// Fills `batch` with the next frames of `group` alone.
-    fn offer(&mut self, folios: &impl Folios, group: GroupId, batch: &mut [Frame]) -> Victims {
-        let mut strays = Queue::default();
-        let Offered { count, looks, demand } = self.of(group).offer(folios, group, batch, &mut strays);
+    /// Fills `batch` with the next frames of `class` alone.
+    fn offer(&mut self, folios: &impl Folios, class: Class, batch: &mut [Frame]) -> Victims {
+        let (mut strays, length) = (Queue::default(), self.of(class).length());
+        let is_of_class = |folio: &Folio| Class::of(folio) == class;
+        let Offered { count, looks, demand } = self.of(class).offer(folios, is_of_class, batch, &mut strays);
         self.put_strays(folios, strays);
         self.looks_since_gathering += looks;
-        Victims { group, count, takes_young: demand == Demand::Any, is_delayed: false }
+        Victims { class, count, length, takes_young: demand == Demand::Any, is_delayed: false }
     }
 
-    /// Returns the group, `of` or one below it, that is to give the next frames. `None` if their queues are empty.
-    fn choose(&mut self, sections: &Sections, of: GroupId) -> Option<GroupId> {
+    /// Returns the class that is to give the next frames. `None` if its queues, and those of the groups below, are empty.
+    fn choose(&mut self, sections: &Sections, wanted: Wanted) -> Option<Class> {
         let groups = sections.groups();
-        let asked = |this: &Self, f: &mut dyn FnMut(GroupId, u64) -> bool| {
-            let lengths =
-                this.each().map(|(group, one)| (group, one.length())).filter(|(_, length)| *length > 0);
-            for (group, length) in lengths.filter(|(group, _)| groups.is_within(*group, of)) {
-                if f(group, length) {
-                    return Some(group);
+        let asked = |this: &Self, f: &mut dyn FnMut(&Lists<P>, u64) -> Option<PageKind>| {
+            let lengths = this.each().map(|(group, one)| (group, one, one.length(wanted.kinds)));
+            let lengths = lengths.filter(|(_, _, length)| *length > 0);
+            for (group, one, length) in lengths.filter(|(group, ..)| groups.is_within(*group, wanted.of)) {
+                if let Some(kind) = f(one, length) {
+                    return Some(Class { group, kind });
                 }
             }
             None
@@ -148,31 +260,34 @@ impl<P: ReclaimPolicy> Queues<P> {
         let mut sum = 0;
         asked(self, &mut |_, length| {
             sum += length;
-            false
+            None
         });
         self.turn = self.turn.wrapping_add(BATCH as u64).checked_rem(sum)?;
         let mut before = self.turn;
-        asked(self, &mut |_, length| {
-            let is_here = before < length;
+        asked(self, &mut |one, length| {
+            let kind = (before < length).then(|| one.choose(wanted, before));
             before = before.saturating_sub(length);
-            is_here
+            kind
         })
     }
 
-    /// Sorts some frames of the queues into those of the groups that pay for them. Returns whether there are more to be sorted, or
-    /// some were in the wrong queue.
+    /// Moves frames that are in the queue of another class into the right one. Looks at [`SORTED`] frames at most. Returns whether there
+    /// are more to look at, or some were moved.
     fn sort(&mut self, folios: &impl Folios) -> bool {
         let all = self.unsorted.unwrap_or_else(|| self.length());
         let (mut left, mut strays) = (all.min(SORTED), Queue::default());
-        for _ in 0..=self.others.len() {
-            let group = GroupId::new((self.sorted_next % (self.others.len() + 1)) as u32);
-            let length = self.of(group).length();
+        let classes = PageKind::ALL.len() * (self.others.len() + 1);
+        for _ in 0..classes {
+            let number = self.sorted_next % classes;
+            let group = GroupId::new((number / PageKind::ALL.len()) as u32);
+            let class = Class { group, kind: PageKind::ALL[number % PageKind::ALL.len()] };
+            let length = self.of(class).length();
             let count = length.min(left);
-            let keeps = |frame| folios.folio(frame).group() == group;
-            self.of(group).policy.sort(folios, count, keeps, &mut strays);
+            let keeps = |frame| Class::of(folios.folio(frame)) == class;
+            self.of(class).policy.sort(folios, count, keeps, &mut strays);
             left -= count;
             if count == length {
-                self.sorted_next = (group.get() as usize) + 1;
+                self.sorted_next = number + 1;
             }
             if left == 0 {
                 break;
@@ -187,7 +302,7 @@ impl<P: ReclaimPolicy> Queues<P> {
 
     fn put_strays(&mut self, folios: &impl Folios, mut strays: Queue) {
         while let Some(stray) = strays.take(folios, 0) {
-            // Otherwise it is free, and the fault that gives it to an anonymous page puts it into a stack.
+            // Otherwise it is free, and the thread that begins a page in it puts it into a stack.
             if stray.uses.is_some()
                 && let Some((frame, _)) = Claimed::claim(folios, stray.frame)
             {
@@ -197,13 +312,13 @@ impl<P: ReclaimPolicy> Queues<P> {
     }
 
     fn arrive(&mut self, folios: &impl Folios, frame: Claimed, distance: Distance) {
-        let group = folios.folio(frame.frame()).group();
-        self.of(group).policy.arrived(folios, frame, distance);
+        let class = Class::of(folios.folio(frame.frame()));
+        self.of(class).policy.arrived(folios, frame, distance);
     }
 
-    /// Takes the result of reclaim's try of `frame`, which `group` has offered.
-    pub fn report(&mut self, folios: &impl Folios, group: GroupId, frame: Frame, report: Report) {
-        self.of(group).tried(matches!(report, Report::Taken | Report::Freed));
+    /// Takes the result of reclaim's try of `frame`, which `class` has offered.
+    pub fn report(&mut self, folios: &impl Folios, class: Class, frame: Frame, report: Report) {
+        self.of(class).tried(matches!(report, Report::Taken | Report::Freed));
         if report == Report::Young {
             folios.folio(frame).add_use();
         }
@@ -211,7 +326,7 @@ impl<P: ReclaimPolicy> Queues<P> {
         if report != Report::Freed
             && let Some((frame, origin)) = Claimed::claim(folios, frame)
         {
-            self.of(group).policy.reported(folios, frame, origin, report);
+            self.of(class).policy.reported(folios, frame, origin, report);
         }
     }
 

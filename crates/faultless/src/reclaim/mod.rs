@@ -1,18 +1,19 @@
-//! Reclaim: takes frames back from spaces.
+//! Reclaim: takes frames back from spaces and from the page cache.
 //!
 //! ```text
-//!  folio ──home──► record of a leaf table ──mark──► space ──► the entry
-//!         in one read section, without a lock or a handle of the space
+//!  anonymous:  folio ──home──► record of a leaf table ──mark──► space ──► the entry
+//!                     in one read section, without a lock or a handle of the space
+//!  of a file:  folio ──home──► file ──► spaces that map it ──► the entries          (`file_pages.rs`)
 //! ```
 //!
 //! | file | |
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
-//! | `file_pages.rs` | a mapped page of a file |
+//! | `file_pages.rs` | a page of a file |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
-//! | `groups.rs` | the queues of all groups: gathers the pages that faults have made, chooses a group |
-//! | `ageing.rs` | the queues of one group: asks the policy, takes reports |
+//! | `groups.rs` | the queues of all groups: gathers the pages that have arrived, chooses a group and a kind of pages |
+//! | `ageing.rs` | the queues of one class of pages, those of one group and kind: asks the policy, takes reports |
 //! | `policy.rs` | the interface of a policy: the order in which pages are tried |
 //! | `small_main.rs` | the default policy |
 //! | `generations.rs` | a second policy |
@@ -43,34 +44,35 @@ use crate::frame::Folio;
 use crate::host::{Frame, GroupId, Host, OutOfMemory, Slots};
 use crate::limit::{Event, Group};
 use crate::sync::{Mutex, Section, plain};
-use ageing::Ageing;
 pub(crate) use ageing::BATCH;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 pub(crate) use file_pages::Taking;
-use groups::{Queues, Victims};
+pub(crate) use groups::{Class, Kinds, PageKind};
+use groups::{Lists, Queues, Victims, Wanted};
 use order::Policy;
 pub use order::ReclaimOrder;
 use policy::Report;
 pub(crate) use policy::Shadow;
-use queue::{Distance, Folios};
-pub(crate) use space_head::{Refusal, SpaceHead, Victim, VictimKind};
-pub(crate) use walk::{Kinds, Reclaimed};
+pub(crate) use queue::Distance;
+use queue::Folios;
+pub(crate) use space_head::{Reach, Refusal, SpaceHead, Victim, VictimKind};
+pub(crate) use walk::Reclaimed;
 
 /// The state of an engine's reclaim.
 pub(crate) struct Reclaim {
     queues: Mutex<Queues<Policy>>,
     /// The number of threads that reclaim. Atomic.
     reclaimers: plain::AtomicU64,
-    /// The number of pages of the root that were evicted. Each other group has a count of its own. Atomic.
-    evictions: plain::AtomicU64,
+    /// The numbers of pages of the root that were evicted, for each kind. Each other group has counts of its own. Atomic.
+    evictions: [plain::AtomicU64; 2],
 }
 
 impl Reclaim {
     /// Makes the state of a reclaim that tries pages in this order.
     pub fn new(order: ReclaimOrder) -> Self {
         let (reclaimers, evictions) = Default::default();
-        Self { queues: Mutex::new(Queues::new(Policy::new(order))), reclaimers, evictions }
+        Self { queues: Mutex::new(Queues::new(&Policy::new(order))), reclaimers, evictions }
     }
 }
 
@@ -82,8 +84,8 @@ impl<H: Host> Folios for Engine<H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy, or has mapped a page of a file. Called in
-    /// the fault's section, if [`Engine::reclaims`] or [`Engine::reclaims_files`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
+    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy. Called in the fault's section, if
+    /// [`Engine::reclaims`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
     #[inline]
     pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame, folio: &Folio) {
         debug_assert!(core::ptr::eq(folio, self.folio(frame)), "the folio of another frame");
@@ -98,44 +100,76 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Returns the count of evictions of `group`.
-    fn evictions(&self, group: GroupId) -> &plain::AtomicU64 {
-        self.sections().groups().get(group).map_or(&self.reclaim.evictions, Group::evictions)
+    /// Notes that a page of a file is in memory, in `frame`, at this distance from its eviction. For a caller in no section.
+    pub(crate) fn arrived_in_cache(&self, frame: Frame, distance: Distance) {
+        if distance != Distance::NEW {
+            self.sections().groups().note(self.folio(frame).group(), Event::Refault, 1);
+        }
+        if self.reclaims_files() {
+            let (slot, _guard) = self.host().slots().pin();
+            self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
+        }
+    }
+
+    /// Returns the distance of a page of a file that comes back, for which `group` pays. `evicted` is the group that paid before, and the
+    /// shadow. To another group the page is new, since the clocks of two groups cannot be compared.
+    pub(crate) fn distance_of(&self, group: GroupId, evicted: Option<(GroupId, Shadow)>) -> Distance {
+        match evicted {
+            Some((of, shadow)) if of == group && !mutant!("file_refault_is_new") => {
+                let class = Class { group, kind: PageKind::File };
+                let evictions = self.evictions(class).load(plain::Ordering::Relaxed);
+                Distance::of(evictions.saturating_sub(shadow.get()))
+            }
+            _ => Distance::NEW,
+        }
+    }
+
+    /// Returns the count of evictions of `class`.
+    fn evictions(&self, class: Class) -> &plain::AtomicU64 {
+        let of_root = &self.reclaim.evictions;
+        &self.sections().groups().get(class.group).map_or(of_root, Group::evictions)[class.kind as usize]
     }
 
     /// Notes that a fault has begun to read a page that was evicted before into `frame`. `shadow` comes from the page's slot. For a
     /// caller in no section.
     pub(crate) fn refaulted(&self, frame: Frame, shadow: Shadow) {
         let group = self.folio(frame).group();
-        let evictions = self.evictions(group).load(plain::Ordering::Relaxed);
+        let class = Class { group, kind: PageKind::Anonymous };
+        let evictions = self.evictions(class).load(plain::Ordering::Relaxed);
         let distance = Distance::of(evictions.saturating_sub(shadow.get()));
         self.sections().groups().note(group, Event::Refault, 1);
         let (slot, _guard) = self.host().slots().pin();
         self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
     }
 
-    /// Counts an eviction of a page of `group`, and returns the shadow that the page's slot keeps. Called once for each page that is
-    /// evicted.
-    pub(crate) fn evicted(&self, group: GroupId) -> Shadow {
-        Shadow::new(self.evictions(group).fetch_add(1, plain::Ordering::Relaxed))
+    /// Counts an eviction of a page of `class`, and returns the shadow that the page's slot keeps, or the word of its file's index.
+    /// Called once for each page that is evicted.
+    pub(crate) fn evicted(&self, class: Class) -> Shadow {
+        Shadow::new(self.evictions(class).fetch_add(1, plain::Ordering::Relaxed))
     }
 
-    /// Returns the shadow of a page of the root that is evicted now.
+    /// Returns the shadow of an anonymous page of the root that is evicted now.
     pub(crate) fn shadow_now(&self) -> Shadow {
-        Shadow::new(self.reclaim.evictions.load(plain::Ordering::Relaxed))
+        let class = Class { group: GroupId::ROOT, kind: PageKind::Anonymous };
+        Shadow::new(self.evictions(class).load(plain::Ordering::Relaxed))
     }
 
-    /// Fills `batch` with the next frames of `group` and the groups below it that reclaim should try. The caller reports the result
-    /// for each ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have another page, by the time
-    /// the caller looks.
-    pub(crate) fn next_victims(&self, group: GroupId, batch: &mut [Frame]) -> Victims {
-        self.lock(&self.reclaim.queues).next_victims(self, self.sections(), group, batch)
+    /// Fills `batch` with the next frames of `wanted` that reclaim should try. The caller reports the result for each
+    /// ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have another page, by the time the caller
+    /// looks.
+    fn next_victims(&self, wanted: Wanted, batch: &mut [Frame]) -> Victims {
+        self.lock(&self.reclaim.queues).next_victims(self, self.sections(), wanted, batch)
     }
 
-    /// Takes the result for a frame of `group` that [`Engine::next_victims`] has returned. It counts the use of a page that was
+    /// Takes the result for a frame of `class` that [`Engine::next_victims`] has returned. It counts the use of a page that was
     /// young. If the frame is still in use, it goes back into a queue.
-    pub(crate) fn report(&self, group: GroupId, frame: Frame, report: Report) {
-        self.lock(&self.reclaim.queues).report(self, group, frame, report);
+    fn report(&self, class: Class, frame: Frame, report: Report) {
+        self.lock(&self.reclaim.queues).report(self, class, frame, report);
+    }
+
+    /// Returns whether a thread reclaims.
+    pub(crate) fn has_reclaimers(&self) -> bool {
+        self.reclaim.reclaimers.load(plain::Ordering::Relaxed) != 0
     }
 
     /// Makes the queues of a new group.
@@ -143,7 +177,7 @@ impl<H: Host> Engine<H> {
     /// # Errors
     /// [`OutOfMemory`].
     pub(crate) fn add_queues(&self, group: GroupId) -> Result<(), OutOfMemory> {
-        let mut spare: Vec<Ageing<Policy>> = Vec::new();
+        let mut spare: Vec<Lists<Policy>> = Vec::new();
         let room = self.lock(&self.reclaim.queues).room();
         let needed = group.get() as usize;
         if room < needed {
@@ -157,7 +191,7 @@ impl<H: Host> Engine<H> {
 
     /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the
     /// number of frames that are free now, with those whose write has ended already, as on a device in memory.
-    pub(crate) fn report_taken(&self, group: GroupId, frames: &[Frame]) -> u64 {
+    fn report_taken(&self, class: Class, frames: &[Frame]) -> u64 {
         if frames.is_empty() {
             return 0;
         }
@@ -167,16 +201,18 @@ impl<H: Host> Engine<H> {
             let is_free = self.folio(*frame).is_free();
             freed += u64::from(is_free);
             let report = if is_free { Report::Freed } else { Report::Taken };
-            queues.report(self, group, *frame, report);
+            queues.report(self, class, *frame, report);
         }
         freed
     }
 
-    /// Tries to free `pages` frames of anonymous pages now, as `memory.reclaim` of a control group does. Returns the number of
-    /// frames that it has freed, which may be higher: pages are taken in batches. Writes that it has started free more when they
-    /// end. A page that was used since reclaim looked at it last stays. Without a swap device, nothing is freed.
+    /// Tries to free `pages` frames now, as `memory.reclaim` of a control group does. Returns the number of frames that it has freed.
     ///
-    /// Waits for processors that have old translations, and for nothing else.
+    /// Call it to make room before memory is short. The number may be higher than `pages`, since pages are taken in batches. Writes that
+    /// it has started free more frames when they end. A page that was used since reclaim last looked at it stays, unless no other page
+    /// can be taken. Without a swap device, only pages of files, and pages after MADV_FREE, are freed. All groups give pages.
+    ///
+    /// The caller holds nothing that a fault needs. Waits for processors that have old translations, and for no I/O.
     pub fn reclaim(self: &Arc<Self>, pages: u64) -> u64 {
         self.take_pages(GroupId::ROOT, pages, Kinds::All).freed
     }
@@ -191,8 +227,9 @@ impl<H: Host> Engine<H> {
     #[cfg(any(test, feature = "audit"))]
     pub fn frames_for_reclaim(&self) -> Vec<Frame> {
         let mut batch = [self.zero_frame(); ageing::BATCH];
-        let Victims { group, count, .. } = self.next_victims(GroupId::ROOT, &mut batch);
-        batch[..count].iter().for_each(|frame| self.report(group, *frame, Report::Busy));
+        let wanted = Wanted { gathers: true, ..Wanted::all_of(GroupId::ROOT) };
+        let Victims { class, count, .. } = self.next_victims(wanted, &mut batch);
+        batch[..count].iter().for_each(|frame| self.report(class, *frame, Report::Busy));
         batch[..count].to_vec()
     }
 }

@@ -6,10 +6,10 @@ use super::queue::{Claimed, Distance, Folios, Queue};
 use super::small_main::SmallMain;
 use crate::host::Frame;
 
-/// The order in which reclaim tries anonymous pages. See docs/pressure.md.
+/// The order in which reclaim tries pages. [`Limits::reclaim`](crate::Limits::reclaim) chooses it. See docs/pressure.md.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReclaimOrder {
-    /// A small queue for pages that were used once, and a main queue: a form of S3-FIFO.
+    /// A small queue for pages that were used once, and a main queue: a form of S3-FIFO. The default.
     #[default]
     SmallMain,
     /// Four generations by the time of the last use: a form of MGLRU, the multi-generational LRU of Linux.
@@ -72,6 +72,13 @@ impl ReclaimPolicy for Policy {
         match self {
             Self::SmallMain(policy) => policy.sort(folios, count, keeps, strays),
             Self::Generations(policy) => policy.sort(folios, count, keeps, strays),
+        }
+    }
+
+    fn has_many_used_once(&self) -> bool {
+        match self {
+            Self::SmallMain(policy) => policy.has_many_used_once(),
+            Self::Generations(policy) => policy.has_many_used_once(),
         }
     }
 

@@ -24,7 +24,7 @@ impl Shadow {
 pub(crate) enum Report {
     /// No entry maps the page any more. Its frame is not free yet: a write is under way, or another thread has a pin.
     Taken,
-    /// An entry had been used since the last look. The accessed bit is cleared now, and the page stays.
+    /// The page was used since the last look. The accessed bit, or the mark of a lookup, is cleared now, and the page stays.
     Young,
     /// The page is pinned for I/O, locked, isolated by another thread, or an entry was announced. It stays.
     Busy,
@@ -54,7 +54,7 @@ pub(crate) enum Look {
     Nothing,
 }
 
-/// The order in which reclaim tries the anonymous pages of a group.
+/// The order in which reclaim tries the pages of one class.
 ///
 /// A policy has [queues](super::queue::Queue) of frames and reads the uses in their folios. It knows no tables and no mappings,
 /// and takes no lock. All calls are made under the lock of [`Queues`](super::groups::Queues), which no fault takes.
@@ -77,6 +77,11 @@ pub(crate) trait ReclaimPolicy: Default {
 
     /// Looks at the `count` oldest frames. Those that `keeps` refuses go to `strays`; the others stay.
     fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue);
+
+    /// Returns whether more pages than usual have been used only once, as after a scan.
+    fn has_many_used_once(&self) -> bool {
+        false
+    }
 
     /// Returns the number of frames in the queues, with those that are free by now.
     fn length(&self) -> u64;

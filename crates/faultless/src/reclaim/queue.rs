@@ -89,7 +89,7 @@ impl Distance {
     }
 }
 
-/// The arrivals of one slot: the frames in which its thread has installed anonymous pages, until reclaim gathers them. Atomic.
+/// The arrivals of one slot: the frames in which its thread has begun pages, until reclaim gathers them. Atomic.
 /// The number of the youngest frame, plus one, with QUEUED, so that the word is that frame's link's value to be. The slot's
 /// thread pushes; reclaim takes all.
 #[derive(Debug)]
@@ -201,8 +201,8 @@ pub(crate) struct Queue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub frame: Frame,
-    /// The uses of its page; `None` if the frame is free, or its page is not anonymous. Such a frame is dropped: the fault that
-    /// gives it to an anonymous page puts it into a stack.
+    /// The uses of its page; `None` if the frame is free, or its page is of a file without a store. Such a frame is dropped: the
+    /// thread that begins another page in it puts it into a stack.
     pub uses: Option<u64>,
 }
 

@@ -4,7 +4,7 @@
 //! processors write its entries: they set accessed bits. A table under a locked mapping is not shared (rule H6), so no mapping is
 //! looked up.
 
-use super::space_head::{Refusal, Victim, VictimKind};
+use super::space_head::{Reach, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
 use crate::host::{Entry, EntryKind, Host, PageTable, ShareLeaves};
 use crate::tables::{Home, LeafRecord};
@@ -35,11 +35,14 @@ impl<H: Host> Engine<H> {
         if seen.is_announced() {
             return Err(Refusal::Busy);
         }
-        while seen.has(Entry::ACCESSED) && !victim.takes_young {
+        while seen.has(Entry::ACCESSED) && victim.reach != Reach::Any {
             match exchange::<H>(record, index, seen, seen.without(Entry::ACCESSED)) {
                 Ok(()) => return Err(Refusal::Young),
                 Err(now) => seen = now,
             }
+        }
+        if victim.reach == Reach::Nothing {
+            return Err(Refusal::Young);
         }
         let folio = self.folio(victim.frame);
         let gone = |seen: Entry| match victim.kind {

@@ -105,6 +105,10 @@ impl ReclaimPolicy for SmallMain {
         self.main.sort(folios, count - looked, &keeps, strays);
     }
 
+    fn has_many_used_once(&self) -> bool {
+        self.small.length() * SMALL_PART > self.length()
+    }
+
     fn length(&self) -> u64 {
         self.small.length() + self.main.length()
     }

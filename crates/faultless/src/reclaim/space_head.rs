@@ -13,8 +13,25 @@ use core::ptr::{self, NonNull};
 pub(crate) struct Victim {
     pub frame: Frame,
     pub kind: VictimKind,
-    /// Whether the page is taken even if its accessed bit is set.
-    pub takes_young: bool,
+    pub reach: Reach,
+}
+
+/// The pages that reclaim may take out of an entry, by their use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The page is known to be in use, and stays. The accessed bit is cleared.
+    Nothing,
+    /// The page stays if its accessed bit is set. The bit is cleared.
+    Old,
+    /// No use keeps the page.
+    Any,
+}
+
+impl Reach {
+    /// Returns the reach of reclaim that has to take young pages, or not.
+    pub const fn of(takes_young: bool) -> Self {
+        if takes_young { Self::Any } else { Self::Old }
+    }
 }
 
 /// The kind of a page that reclaim takes. It decides which entry is left.

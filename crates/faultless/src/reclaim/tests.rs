@@ -2,7 +2,7 @@
 
 use super::ageing::{BATCH, PASSES};
 use super::generations::Generations;
-use super::groups::{Queues, Victims};
+use super::groups::{Class, PageKind, Queues, Victims, Wanted};
 use super::policy::{ReclaimPolicy, Report, Shadow};
 use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
 use super::small_main::SmallMain;
@@ -13,7 +13,8 @@ use crate::tables::Home;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const ROOT: GroupId = GroupId::ROOT;
+const ROOT: Wanted = Wanted::all_of(GroupId::ROOT);
+const ANONYMOUS: Class = Class { group: GroupId::ROOT, kind: PageKind::Anonymous };
 
 impl Folios for [Folio] {
     fn folio(&self, frame: Frame) -> &Folio {
@@ -106,7 +107,7 @@ impl<P: ReclaimPolicy> Machine<P> {
         self.shadows.insert(page, Shadow::new(self.evictions));
         self.evictions += 1;
         self.free.push(number);
-        self.ageing.report(&self.frames, ROOT, frame(number), Report::Freed);
+        self.ageing.report(&self.frames, ANONYMOUS, frame(number), Report::Freed);
     }
 
     fn reclaim(&mut self) {
@@ -118,7 +119,7 @@ impl<P: ReclaimPolicy> Machine<P> {
             let number = usize::try_from(victim.get()).unwrap();
             let (_, accessed) = self.pages[number].as_mut().expect("a free frame is offered");
             if std::mem::take(accessed) && !takes_young {
-                self.ageing.report(&self.frames, ROOT, *victim, Report::Young);
+                self.ageing.report(&self.frames, ANONYMOUS, *victim, Report::Young);
             } else {
                 self.evict(number);
             }
@@ -268,9 +269,9 @@ fn pages_that_are_always_young_are_demanded<P: ReclaimPolicy>(pages: usize) {
         }
         offers += count;
         assert!(offers <= (PASSES as usize + 1) * pages + BATCH, "not demanded after {offers} offers");
-        batch[..count].iter().for_each(|frame| ageing.report(&frames, ROOT, *frame, Report::Young));
+        batch[..count].iter().for_each(|frame| ageing.report(&frames, ANONYMOUS, *frame, Report::Young));
     };
-    ageing.report(&frames, ROOT, demanded, Report::Taken);
+    ageing.report(&frames, ANONYMOUS, demanded, Report::Taken);
     let victims = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
     assert!(!victims.takes_young, "progress ends the demand");
 }
@@ -391,7 +392,7 @@ fn many_threads_lose_nothing<P: ReclaimPolicy>() {
                 break;
             }
             let Victims { count, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
-            batch[..count].iter().for_each(|frame| ageing.report(&frames, ROOT, *frame, report));
+            batch[..count].iter().for_each(|frame| ageing.report(&frames, ANONYMOUS, *frame, report));
         }
     });
     let mut found = HashSet::new();
@@ -445,6 +446,9 @@ fn uses_count_to_three_and_pins_are_none() {
     folio.take_use();
     assert_eq!(folio.uses(), Some(0));
     assert!(!folio.put(Reference::Pin) && folio.put(Reference::Mapping));
-    folio.begin_reading(1, 0, 1);
-    assert_eq!(folio.uses(), None, "a file's page");
+    for has_store in [true, false] {
+        folio.begin_reading(Home::of_file(core::ptr::NonNull::<u64>::dangling().cast(), has_store), 0, 1);
+        assert_eq!(folio.uses(), has_store.then_some(0), "a page without a store is not reclaimed");
+        assert!(folio.cancel_reading(1));
+    }
 }

@@ -15,20 +15,27 @@
 
 use super::ageing::BATCH;
 use super::file_pages::Files;
-use super::groups::Victims;
+use super::groups::{Class, Kinds, PageKind, Victims, Wanted};
 use super::policy::Report;
-use super::space_head::{Found, Refusal, Victim, VictimKind};
+use super::space_head::{Found, Reach, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
 use crate::frame::Isolation;
 use crate::host::{Frame, GroupId, Host, Slot};
 use crate::limit::Event;
 use crate::stats::Counter;
 use crate::sync::plain::Ordering;
-use crate::tables::places;
+use crate::tables::{LeafRecord, places};
 use alloc::sync::Arc;
 
-/// The number of batches that one call tries.
-const LOOKS: u32 = 16;
+/// The number of batches that one call tries, or of passes over all pages if these are less than a batch. Pages that were young while
+/// it had freed nothing do not count.
+const LOOKS: usize = 16;
+
+/// The number of young pages that one call tries while it has freed nothing, without counting them. After [`PASSES`] passes a page
+/// is taken though it is young, so a call sees all pages of 4 GiB as often as needed.
+///
+/// [`PASSES`]: super::ageing::PASSES
+const YOUNG_LOOKS: usize = 5 << 20;
 
 /// The greatest number of leaf tables in which one folio is searched for at a time. The count of its mappings decides whether it
 /// can be freed, so a search that ends early delays, and loses nothing.
@@ -39,17 +46,19 @@ const RELATIVES: usize = 1000;
 pub(crate) struct Reclaimed {
     /// The number of frames that are free now.
     pub freed: u64,
+    /// The number of pages whose write to a swap device was started. Most of their frames are free when the writes end.
+    pub started: u64,
     /// Whether pages are there that could not be taken at the moment: another thread has them or is at work on them, or they are
     /// being written.
     pub is_delayed: bool,
 }
 
-/// The kinds of pages that reclaim is to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kinds {
-    All,
-    /// Pages of files. Anonymous pages go back to the queues.
-    Files,
+/// The outcome of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Batch {
+    sum: Reclaimed,
+    /// The number of pages that stay since they were used.
+    young: usize,
 }
 
 /// The outcome of step 3 for a folio.
@@ -67,12 +76,28 @@ pub(super) enum Unmapped {
 }
 
 impl<H: Host> Engine<H> {
-    /// Tries to free `wanted` frames of pages of `kinds` of `group` and the groups below it, and returns the number of frames that are
-    /// free now. The writes that it starts free more when they end. Waits for processors that have old translations, and for nothing
-    /// else. Of a group with a limit it takes no more than it needs.
+    /// Tries to free `wanted` frames of pages of `kinds`, of `group` and the groups below it. The writes that it starts free more when they
+    /// end. If it takes pages of one group or kind alone, its batches have `wanted` pages at most. Waits for processors that have old
+    /// translations, and for no I/O.
     ///
     /// The caller is in no section and has announced nothing.
     pub(crate) fn take_pages(self: &Arc<Self>, group: GroupId, wanted: u64, kinds: Kinds) -> Reclaimed {
+        self.take_until(group, wanted, kinds, |sum| sum.freed >= wanted)
+    }
+
+    /// Does the work of [`Engine::take_pages`], and counts pages whose write was started as if they were free. So a slow device gets no
+    /// more writes than are needed.
+    pub(crate) fn take_few(self: &Arc<Self>, group: GroupId, wanted: u64) -> Reclaimed {
+        self.take_until(group, wanted, Kinds::All, |sum| sum.freed + sum.started >= wanted)
+    }
+
+    fn take_until(
+        self: &Arc<Self>,
+        group: GroupId,
+        wanted: u64,
+        kinds: Kinds,
+        is_enough: impl Fn(&Reclaimed) -> bool,
+    ) -> Reclaimed {
         let mut sum = Reclaimed::default();
         if !self.reclaims() && !self.reclaims_files() {
             return sum;
@@ -80,40 +105,80 @@ impl<H: Host> Engine<H> {
         // Those whose batches are under way have taken pages off the queues.
         let mut others = self.reclaim.reclaimers.fetch_add(1, Ordering::Relaxed);
         let mut files = Files::new();
-        for _ in 0..LOOKS {
-            let mut frames = [self.zero_frame(); BATCH];
-            let most = if group == GroupId::ROOT { BATCH } else { (wanted as usize).min(BATCH) };
-            let victims = self.next_victims(group, &mut frames[..most]);
-            sum.is_delayed |= victims.is_delayed;
-            if victims.count == 0 && victims.is_delayed {
+        let mut ask = Wanted { kinds, ..Wanted::all_of(group) };
+        let (mut looks, mut most_looks, mut young) = (0, LOOKS * BATCH, 0);
+        while looks < most_looks && young < YOUNG_LOOKS {
+            let takes_all = group == GroupId::ROOT && kinds == Kinds::All;
+            let most = if takes_all { BATCH } else { wanted.clamp(1, BATCH as u64) as usize };
+            let (victims, batch) = self.reclaim_next(ask, most, &mut files);
+            if victims.count == 0 {
+                sum.is_delayed |= victims.is_delayed;
+                if !victims.is_delayed {
+                    break;
+                }
+                looks += BATCH;
                 continue;
             }
-            if victims.count == 0 {
+            sum.freed += batch.sum.freed;
+            sum.started += batch.sum.started;
+            sum.is_delayed |= batch.sum.is_delayed;
+            if is_enough(&sum) {
                 break;
             }
-            self.counters().add(Counter::ReclaimLooks, victims.count as u64);
-            self.sections().groups().note(victims.group, Event::Scanned, victims.count as u64);
-            let batch = self.reclaim_batch(victims, &mut frames[..victims.count], kinds, &mut files);
-            files.start_writeback();
-            sum.freed += batch.freed;
-            sum.is_delayed |= batch.is_delayed;
-            if sum.freed >= wanted {
+            looks += victims.count;
+            most_looks = LOOKS * victims.length.clamp(1, BATCH as u64) as usize;
+            if sum.freed == 0 {
+                looks -= batch.young;
+                young += batch.young;
+                files.write_if_many(self);
+            }
+            // The pages that are written come first again when the writes end.
+            if self.is_writing(&files) || files.has_handed_over() {
                 break;
             }
+            // The kind of this batch may have none that can be taken, and pages of threads that sleep may not be gathered.
+            ask.gathers = batch.sum.freed == 0 && ask.first.is_none();
+            ask.first = (batch.sum.freed == 0).then(|| victims.class.kind.other());
         }
+        if !is_enough(&sum) {
+            files.start_writeback(self);
+        }
+        let is_writing = self.is_writing(&files);
         others = others.max(self.reclaim.reclaimers.fetch_sub(1, Ordering::Relaxed) - 1);
-        sum.is_delayed |= others != 0;
+        sum.is_delayed |= others != 0 || is_writing || self.awaits_worker();
         sum
     }
 
-    /// Tries to reclaim the pages of `frames`, which a caller in `group` has chosen. A frame may be free by now, or have another page.
-    /// The caller is in no section and has announced nothing.
+    /// Tries one batch of the pages that `wanted` asks for, `most` at most, which is [`BATCH`] or less. Not inlined, so that the batch is
+    /// off the stack when writeback starts.
+    #[inline(never)]
+    fn reclaim_next(self: &Arc<Self>, wanted: Wanted, most: usize, files: &mut Files<H>) -> (Victims, Batch) {
+        let mut frames = [self.zero_frame(); BATCH];
+        let victims = self.next_victims(wanted, &mut frames[..most]);
+        if victims.count == 0 {
+            return (victims, Batch::default());
+        }
+        self.counters().add(Counter::ReclaimLooks, victims.count as u64);
+        self.sections().groups().note(victims.class.group, Event::Scanned, victims.count as u64);
+        let batch = self.reclaim_batch(victims, &mut frames[..victims.count], wanted.kinds, files);
+        (victims, batch)
+    }
+
+    /// Returns whether writes of dirty pages were started and have not ended.
+    fn is_writing(&self, files: &Files<H>) -> bool {
+        files.has_started() && self.cache.transfers.load(Ordering::Relaxed) != 0
+    }
+
+    /// Tries to reclaim the anonymous pages of `frames`, which a caller in `group` has chosen. A frame may be free by now, or have
+    /// another page. The caller is in no section and has announced nothing.
     pub(crate) fn reclaim_pages(self: &Arc<Self>, group: GroupId, frames: &mut [Frame]) {
         if self.reclaims() && !frames.is_empty() {
-            let victims = Victims { group, count: frames.len(), takes_young: false, is_delayed: false };
+            let class = Class { group, kind: PageKind::Anonymous };
+            let victims =
+                Victims { class, count: frames.len(), length: 0, takes_young: false, is_delayed: false };
             let mut files = Files::new();
             self.reclaim_batch(victims, frames, Kinds::All, &mut files);
-            files.start_writeback();
+            files.start_writeback(self);
         }
     }
 
@@ -132,24 +197,26 @@ impl<H: Host> Engine<H> {
         frames: &mut [Frame],
         kinds: Kinds,
         files: &mut Files<H>,
-    ) -> Reclaimed {
-        let group = victims.group;
-        let mut is_delayed = false;
+    ) -> Batch {
+        let class = victims.class;
+        let (mut is_delayed, mut young) = (false, 0);
         let mut stale = StaleBatch::open(self);
         // The folios to be written or freed come first, then those that are only to be let go.
         let (mut out, mut kept) = (0, 0);
         for i in 0..frames.len() {
             let frame = frames[i];
             if kinds == Kinds::Files && self.folio(frame).is_anonymous() {
-                self.report(group, frame, Report::Busy);
+                self.report(class, frame, Report::Busy);
                 continue;
             }
             let Some(isolation) = self.folio(frame).try_isolate() else {
                 if self.folio(frame).is_free() {
-                    self.report(victims.group, frame, Report::Freed);
-                } else {
+                    self.report(class, frame, Report::Freed);
+                } else if self.folio(frame).is_at_work() {
                     is_delayed = true;
-                    self.pass_over(victims.group, frame, Refusal::Busy);
+                    self.pass_over(class, frame, Refusal::Busy);
+                } else {
+                    self.pass_over(class, frame, Refusal::Pinned);
                 }
                 continue;
             };
@@ -170,7 +237,8 @@ impl<H: Host> Engine<H> {
                     kept += 1;
                 }
                 Unmapped::None(refusal) => {
-                    is_delayed |= matches!(refusal, Refusal::Busy | Refusal::Dirty);
+                    is_delayed |= refusal == Refusal::Busy;
+                    young += usize::from(refusal == Refusal::Young);
                     self.end_isolation(frame);
                 }
             }
@@ -190,31 +258,36 @@ impl<H: Host> Engine<H> {
                 if is_freed {
                     freed += 1;
                     self.counters().add(Counter::Evictions, 1);
-                    let _ = self.evicted(GroupId::ROOT);
                 }
                 is_delayed |= !is_freed;
-                self.report(group, frame, if is_freed { Report::Freed } else { Report::Taken });
+                self.report(class, frame, if is_freed { Report::Freed } else { Report::Taken });
                 continue;
             }
             // This was the last reference to a page that is dropped.
             self.end_isolation(frame);
             if folio.is_free() {
                 freed += 1;
-                self.report(group, frame, Report::Freed);
+                self.report(class, frame, Report::Freed);
+            } else {
+                // A fault has mapped the page again. If only some entries were taken, this is the second report, and changes nothing.
+                self.report(class, frame, Report::Busy);
             }
         }
         self.counters().add(Counter::Reclaimed, out as u64 + of_files);
-        self.sections().groups().note(group, Event::Reclaimed, out as u64 + of_files);
+        self.sections().groups().note(class.group, Event::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);
         late.into_iter().for_each(StaleBatch::finish);
-        freed += self.report_taken(group, &frames[..out]);
+        // With those whose write has ended already.
+        let are_free = self.report_taken(class, &frames[..out]);
+        freed += are_free;
+        let started = ((written.freed + written.started) as u64).saturating_sub(are_free);
         // A page that is pinned goes when its pin does.
         let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
-        Reclaimed { freed, is_delayed }
+        Batch { sum: Reclaimed { freed, started, is_delayed }, young }
     }
 
     /// Reports and counts a folio that stays.
-    pub(super) fn pass_over(&self, group: GroupId, frame: Frame, refusal: Refusal) {
+    pub(super) fn pass_over(&self, class: Class, frame: Frame, refusal: Refusal) {
         let (report, counter) = match refusal {
             Refusal::Young => (Report::Young, Counter::PassedYoung),
             Refusal::Busy => (Report::Busy, Counter::PassedBusy),
@@ -224,7 +297,7 @@ impl<H: Host> Engine<H> {
             Refusal::Full | Refusal::NoSlot | Refusal::NotAlone => (Report::Shared, Counter::PassedNoSlot),
         };
         self.counters().add(counter, 1);
-        self.report(group, frame, report);
+        self.report(class, frame, report);
     }
 
     /// Lets an isolated folio go, and drops its pin.
@@ -238,7 +311,7 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(frame);
         // A page that only a pin keeps: it ends with the pin, and its bytes are wanted by nobody.
         if folio.mappings() == 0 && !folio.is_in_slot() {
-            self.pass_over(victims.group, frame, Refusal::Gone);
+            self.pass_over(victims.class, frame, Refusal::Gone);
             return Unmapped::None(Refusal::Gone);
         }
         if folio.may_drop() {
@@ -250,7 +323,7 @@ impl<H: Host> Engine<H> {
         }
         match self.attach_slot(frame) {
             None => {
-                self.pass_over(victims.group, frame, Refusal::NoSlot);
+                self.pass_over(victims.class, frame, Refusal::NoSlot);
                 Unmapped::None(Refusal::NoSlot)
             }
             slot => self.unmap_to(victims, frame, slot, stale),
@@ -268,16 +341,14 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(frame);
         let kind =
             slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
-        let victim = Victim { frame, kind, takes_young: victims.takes_young };
+        let victim = Victim { frame, kind, reach: Reach::of(victims.takes_young) };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
         {
             let section = self.enter();
             if let Some(places) = places(folio, &section) {
-                for record in places.records(&section).take(RELATIVES) {
-                    if folio.mappings() == 0 || !stale.has_room() {
-                        break;
-                    }
+                // Returns whether the search goes on.
+                let mut ask = |record: &LeafRecord| {
                     let took = match Found::by_record(record, &section) {
                         Some(space) => space.take(places.index, victim, stale),
                         None => self.take_shared(record, places.index, victim, stale),
@@ -287,9 +358,12 @@ impl<H: Host> Engine<H> {
                         Err(why) => refusal = why,
                     }
                     // A page that is used, locked or pinned somewhere stays everywhere.
-                    if let Err(Refusal::Young | Refusal::Locked | Refusal::Pinned) = took {
-                        break;
-                    }
+                    let stays = matches!(took, Err(Refusal::Young | Refusal::Locked | Refusal::Pinned));
+                    !stays && folio.mappings() != 0 && stale.has_room()
+                };
+                // Most pages have one entry, which their home names.
+                if places.entry.is_none_or(&mut ask) {
+                    places.relatives(&section).take(RELATIVES).all(ask);
                 }
             }
         }
@@ -300,7 +374,7 @@ impl<H: Host> Engine<H> {
         if refusal == Refusal::NotAlone {
             return Unmapped::None(refusal);
         }
-        self.pass_over(victims.group, frame, refusal);
+        self.pass_over(victims.class, frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }

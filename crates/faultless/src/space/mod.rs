@@ -9,17 +9,21 @@ mod foreign;
 mod limits;
 mod reclaim;
 mod truncate;
+mod victim;
 
 #[cfg(any(test, feature = "audit"))]
 pub use audit::AuditError;
 pub use calls::advise::{Advice, AdviseError, UnknownAdvice};
+pub use calls::advise_remote::RemoteAdviseError;
 pub use calls::brk::BrkError;
 pub use calls::discard::DiscardError;
 pub use calls::fork::ForkError;
+pub use calls::isolate::IsolateCost;
 pub use calls::listing::MappingInfo;
 pub use calls::lock::{LockAll, LockError, LockMode};
 pub use calls::map::{MapError, MapRequest, Placement, Source};
 pub use calls::mapped::Mapped;
+pub use calls::move_pages::{MoveCause, MoveError, MoveRequest};
 pub use calls::pin::PinnedPage;
 pub use calls::protect::ProtectError;
 pub use calls::remap::{RemapError, RemapFlags, RemapRequest};
@@ -28,6 +32,7 @@ pub use calls::resident::ResidentError;
 pub use calls::seal::SealError;
 pub use calls::sync_file::{SyncError, SyncFlags};
 pub use calls::unmap::UnmapError;
+pub use calls::unshare::{UnshareCost, UnshareError};
 pub use calls::usage::MappingUsage;
 pub use foreign::ForeignFrames;
 pub use limits::{LimitError, SpaceLimits, SpaceUsage};
@@ -36,11 +41,11 @@ use crate::address::PageRange;
 use crate::design::{Faultless, LockingDesign};
 use crate::engine::{Dying, Engine};
 use crate::host::{GroupId, Host, OutOfMemory, PageTable, Table};
-use crate::limit::{MemoryLimit, MemoryLimitError};
+use crate::limit::{MayBeEnded, MemoryLimit, MemoryLimitError};
 use crate::page_cache::MappedBy;
 use crate::reclaim::SpaceHead;
 use crate::sync::atomic::AtomicU64;
-use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak};
+use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak, plain};
 use crate::tables::SpaceMark;
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
@@ -109,6 +114,8 @@ pub(crate) struct SpaceFlags {
     /// Counts the pages pinned for I/O by this space. Atomic. It is counted up under the page's bit. So fork, which has stopped
     /// page work, sees every pin.
     pins: AtomicU64,
+    /// A [`VictimBias`](crate::VictimBias). Atomic.
+    bias: plain::AtomicU64,
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
@@ -119,7 +126,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<Shared<Self>, OutOfMemory> {
         let sections = engine.sections();
         let lock = Shared::try_new_charged(sections, D::Space::default())?;
-        let space_flags = SpaceFlags { dying: Dying::default(), pins: AtomicU64::new(0) };
+        let space_flags =
+            SpaceFlags { dying: Dying::default(), pins: AtomicU64::new(0), bias: plain::AtomicU64::new(0) };
         let space_flags = Shared::try_new_charged(sections, space_flags)?;
         let room = Claims::with_room()?;
         let space = Shared::try_make_charged(sections, |weak| {
@@ -148,6 +156,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
         })?;
         engine.charge(ROOM_OF_RANGES);
+        engine.list_candidate(space.id, || <dyn MayBeEnded>::of(Shared::downgrade(&space)))?;
         Ok(space)
     }
 

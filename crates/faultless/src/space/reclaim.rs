@@ -5,7 +5,7 @@ use crate::address::PageNumber;
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::StaleBatch;
 use crate::host::{Entry, EntryKind, Host, PageTable};
-use crate::reclaim::{Refusal, SpaceHead, Victim, VictimKind};
+use crate::reclaim::{Reach, Refusal, SpaceHead, Victim, VictimKind};
 use crate::sync::{Section, fence_after_rmw};
 use crate::vma::MappingFlags;
 use core::ptr::NonNull;
@@ -61,7 +61,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if seen.is_announced() {
             return Err(Refusal::Busy);
         }
-        if self.table.age(leaf, page) && !victim.takes_young {
+        let is_young = self.table.age(leaf, page);
+        if victim.reach == Reach::Nothing || is_young && victim.reach == Reach::Old {
             return Err(Refusal::Young);
         }
         if !self.table.try_announce(leaf, page, seen.without(Entry::ACCESSED)) {

@@ -9,17 +9,18 @@ use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::page_cache::MappedBy;
 use crate::reclaim::Taking;
 use crate::stats::Counter;
+use crate::tables::Home;
 use crate::vma::Vma;
 use crate::vma::tree::Ranged;
 use core::ops::Range;
 
 /// The number of claims that writeback looks at while it has the tree lock once.
-const CLAIMS: usize = 16;
+const CLAIMS: usize = 4;
 
 impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
     fn drop_pages_of(
         &self,
-        file: u64,
+        file: Home,
         gone: [Range<u64>; 2],
         shown: &dyn Fn() -> Option<PageRange>,
         removed: &mut RemovedBatch<'_, H>,
@@ -50,7 +51,7 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
 
     fn protect_pages_of(
         &self,
-        file: u64,
+        file: Home,
         pages: Range<u64>,
         shown: &dyn Fn() -> Option<PageRange>,
         stale: &mut StaleBatch<'_, H>,
@@ -76,7 +77,7 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
 
     fn give_up_page_of(
         &self,
-        file: u64,
+        file: Home,
         page: u64,
         shown: &dyn Fn() -> Option<PageRange>,
         taking: &mut Taking<'_, '_, H>,
@@ -101,7 +102,7 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     fn drop_mapped_pages_of(
         &self,
-        file: u64,
+        file: Home,
         [pages, copies]: &[Range<u64>; 2],
         shown: PageRange,
         removed: &mut RemovedBatch<'_, H>,
@@ -123,7 +124,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and has all of it
     /// invalidated. Outside of `shown` no entry of the file has the right, and no processor uses one that was there.
     #[inline(never)]
-    fn protect_claimed(&self, file: u64, shown: PageRange, stale: &mut StaleBatch<'_, H>) {
+    fn protect_claimed(&self, file: Home, shown: PageRange, stale: &mut StaleBatch<'_, H>) {
         let (mut next, mut end) = (Some(0), None);
         while let Some(from) = next {
             let mut few = [None; CLAIMS];
@@ -156,7 +157,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// the mapping may be gone when `f` comes to its pages.
     fn each_showing(
         &self,
-        file: u64,
+        file: Home,
         (pages, within): (&Range<u64>, PageRange),
         wanted: impl Fn(&Vma<H, D>) -> bool,
         mut f: impl FnMut(PageRange),
@@ -174,7 +175,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let end = range.start().get().saturating_add(pages.end.saturating_sub(page));
                 let end = range.end().min(PageNumber::new(end));
                 let shown =
-                    (mapped.id() == file && wanted(vma)).then(|| PageRange::new(start, end)).flatten();
+                    (mapped.home() == file && wanted(vma)).then(|| PageRange::new(start, end)).flatten();
                 shown.map(|shown| (shown, range.end()))
             });
             drop(section);
@@ -203,7 +204,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file under
     /// writeback. The present mappings do not matter: fewer rights are always correct, and a store that was allowed
     /// faults.
-    fn protect_entries(&self, range: PageRange, file: u64, stale: &mut StaleBatch<'_, H>) {
+    fn protect_entries(&self, range: PageRange, file: Home, stale: &mut StaleBatch<'_, H>) {
         self.each_leaf_part(range, |part| {
             let (mut rest, mut look) = (Some(part), 0);
             while let Some(part) = rest {
@@ -222,7 +223,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn protect_up_to_a_bit(
         &self,
         part: PageRange,
-        file: u64,
+        file: Home,
         stale: &mut StaleBatch<'_, H>,
     ) -> Option<PageNumber> {
         let section = self.engine.enter();
@@ -276,7 +277,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Clears the entry of `page` if it shows one of `pages` of the file, or a copy of one of `copies`. Returns the cleared
     /// entry, or else an empty one.
-    fn drop_page(&self, page: PageNumber, file: u64, pages: &Range<u64>, copies: &Range<u64>) -> Entry {
+    fn drop_page(&self, page: PageNumber, file: Home, pages: &Range<u64>, copies: &Range<u64>) -> Entry {
         let mut attempt = Attempt::first(Purpose::Rmap);
         let worked = self.page_work(
             page,
@@ -284,7 +285,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Leaves::Existing,
             false,
             |work: Announced<'_, H, D>| {
-                let shows = work.vma.mapping().file_page(page).filter(|(mapped, _)| mapped.id() == file);
+                let shows = work.vma.mapping().file_page(page).filter(|(mapped, _)| mapped.home() == file);
                 let Some((_, shown)) = shows else { return Entry::EMPTY };
                 let goes = match work.entry.kind() {
                     EntryKind::Page(frame) | EntryKind::Kept(frame) => {

@@ -107,6 +107,22 @@ impl<H: Host> Engine<H> {
         self.slot(slot).map_or(0, |slot| slot.state().count())
     }
 
+    /// Returns whether others than one entry may have the page of `slot`: they name the slot, or map its folio. A transfer under
+    /// way counts as such a use. A hint.
+    pub(crate) fn is_slot_shared(&self, slot: Slot) -> bool {
+        self.slot(slot).is_some_and(|slot| {
+            let is_mapped = |frame| self.folio(frame).mappings() != 0;
+            slot.state().count() > 1 || slot.attached().is_some_and(is_mapped)
+        })
+    }
+
+    /// Returns whether one entry alone has the page of `slot`, which has no folio. `None` if it has one by now. The caller has the bit of
+    /// an entry that names the slot. Both facts are in one word.
+    pub(crate) fn is_alone_out_of_memory(&self, slot: Slot) -> Option<bool> {
+        let state = self.slot(slot)?.state();
+        (!state.is_in_cache()).then(|| state.count() == 1)
+    }
+
     /// Returns why the bytes of `slot` cannot be had, if so. An entry names the slot.
     pub(crate) fn is_poisoned(&self, slot: Slot) -> Option<StoreError> {
         self.slot(slot)?.error()

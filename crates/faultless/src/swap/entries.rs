@@ -11,6 +11,21 @@ impl<H: Host> Engine<H> {
         self.slot(slot).is_some()
     }
 
+    /// Returns whether neither a folio nor a device has the bytes of `slot`, or whether the slot is in another life. The caller has the
+    /// bit of an entry that names it by `generation`: so no other thread takes its folio out at this moment, to attach it again.
+    pub(crate) fn is_slot_lost(&self, slot: Slot, generation: u16) -> bool {
+        self.slot(slot).is_some_and(|slot| slot.state().is_lost(generation))
+    }
+
+    /// Makes each slot that has no folio one that was never written. For tests of slots without bytes.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn lose_slots_for_tests(&self) {
+        if let Some(space) = self.swap.0.get() {
+            let slots = (0..space.slots.made()).filter_map(|number| space.slots.get(number));
+            slots.for_each(SwapSlot::lose_for_tests);
+        }
+    }
+
     /// Returns whether no entry names `slot`, and no device has the bytes of its folio. The caller has the folio isolated.
     pub(crate) fn is_slot_unused(&self, slot: Slot) -> bool {
         let state = self.slot(slot).map(SwapSlot::state);
@@ -74,6 +89,12 @@ impl<H: Host> Engine<H> {
             let is_attached = self.folio(frame).attach(slot.get());
             debug_assert!(is_attached, "a folio that cannot go back to its slot");
         }
+    }
+
+    /// Returns whether the folio of `slot` is in memory, with its bytes. A hint.
+    pub(crate) fn is_slot_in_memory(&self, slot: Slot) -> bool {
+        let attached = self.slot(slot).and_then(SwapSlot::attached);
+        attached.is_some_and(|frame| self.folio(frame).is_of_slot(slot) && self.folio(frame).is_uptodate())
     }
 
     /// Returns the time at which the page in `slot` was evicted. If it was not, the present time.

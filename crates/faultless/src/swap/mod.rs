@@ -67,6 +67,7 @@ use write_out::WrittenOut;
 use crate::engine::Engine;
 use crate::frame::Folio;
 use crate::host::{Frame, Host, OutOfMemory};
+use crate::reclaim::{Class, PageKind};
 use crate::sync::{OnceBox, Sections, try_box};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -168,7 +169,8 @@ impl<H: Host> Surroundings for Engine<H> {
     }
 
     fn count_eviction(&self, frame: Frame) -> u64 {
-        self.evicted(Engine::folio(self, frame).group()).get()
+        let class = Class { group: Engine::folio(self, frame).group(), kind: PageKind::Anonymous };
+        self.evicted(class).get()
     }
 
     fn release(&self, location: Location) {

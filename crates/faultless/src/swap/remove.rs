@@ -156,7 +156,7 @@ impl<H: Host> Engine<H> {
         let frame = loop {
             match self.take_frame(group, FrameUse::Anonymous) {
                 Some(frame) => break frame,
-                None if self.make_room_for(group, &mut look) => {}
+                None if self.make_room(group, &mut look).is_ok() => {}
                 None => return Err(NoRoom),
             }
         };

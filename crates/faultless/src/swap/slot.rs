@@ -88,6 +88,13 @@ impl State {
         self.0 & WRITTEN != 0
     }
 
+    /// Returns whether nothing has the bytes of an entry that names the slot by `generation`.
+    pub fn is_lost(self, generation: u16) -> bool {
+        self.count() == 0
+            || self.generation() != generation
+            || !self.is_in_cache() && !self.is_written() && !self.is_poisoned()
+    }
+
     /// Returns whether the bytes cannot be had.
     pub fn is_poisoned(self) -> bool {
         self.0 & POISONED != 0
@@ -323,6 +330,12 @@ impl SwapSlot {
         let new = |state: State| (state.0 | IN_CACHE) & !WRITTEN;
         // `new` refuses nothing.
         let _ = self.change(|state| Some(new(state)));
+    }
+
+    /// Makes a slot without a folio one that was never written. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn lose_for_tests(&self) {
+        let _ = self.change(|state| (!state.is_in_cache()).then_some(state.0 & !WRITTEN));
     }
 
     /// Returns the time of the last eviction, a count of evictions, if the folio was evicted and none is attached.

@@ -139,7 +139,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         match self.around.folio(frame).release(Reference::Pin) {
             Remaining::Nothing => self.around.free(frame),
             Remaining::InSlot => self.see_to(frame),
-            Remaining::Idle | Remaining::Others => {}
+            Remaining::Others => {}
         }
     }
 
@@ -210,7 +210,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         match folio.release(Reference::Pin) {
             Remaining::Nothing => self.around.free(frame),
             Remaining::InSlot => self.see_to(frame),
-            Remaining::Idle | Remaining::Others => {}
+            Remaining::Others => {}
         }
         Cached::Busy
     }

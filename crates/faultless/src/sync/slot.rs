@@ -7,6 +7,7 @@ use super::life::try_box_uninit;
 use super::retired::{Awaited, List};
 use super::{OutOfMemory, plain};
 use crate::limit::Stock;
+use crate::page_cache::Dirtied;
 use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
 use crate::swap::Window;
@@ -95,6 +96,8 @@ pub(super) struct Slot {
     pub arrivals: Arrivals,
     /// The pages that a memory limit has charged already. `limit/stock.rs` states who may write.
     pub stock: Stock,
+    /// The pages of files that the slot's thread has made dirty.
+    pub dirtied: Dirtied,
     /// A [`State`]. Written by the slot's thread; [`Sections::unlist`](super::Sections::unlist) hands it on.
     state: plain::AtomicU8,
     /// The counters of the slot's thread. Written by that thread, read by
@@ -119,6 +122,7 @@ impl Slot {
             subject: AtomicU64::new(u64::MAX),
             arrivals: Arrivals::new(),
             stock: Stock::new(),
+            dirtied: Dirtied::default(),
             state: plain::AtomicU8::new(State::Unused as u8),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],

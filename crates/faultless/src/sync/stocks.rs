@@ -2,9 +2,10 @@
 
 use super::barrier::Barrier;
 use super::section::{Sections, wait_out};
-use super::slot::SlotIndex;
+use super::slot::{CHUNK_SLOTS, SlotIndex};
 use crate::host::GroupId;
-use crate::limit::{Groups, Stock};
+use crate::limit::{Debts, Groups, Stock};
+use crate::page_cache::Dirtied;
 
 impl Sections {
     /// Returns the groups of the engine's memory limits.
@@ -19,9 +20,31 @@ impl Sections {
         &self.slot(index).stock
     }
 
+    /// Notes that few frames are free: after its fault, the thread of slot `index` calls the background worker. For a
+    /// [`FrameSource`](crate::host::FrameSource), on the thread that allocates; see [`watch`](crate::host::FrameSource::watch). Waits
+    /// for nothing.
+    pub fn note_few_frames(&self, index: SlotIndex) {
+        self.stock(index).owe(Debts::CALL);
+    }
+
     /// Returns the stocks of all slots, with those of threads that sleep or have ended.
     pub(crate) fn stocks(&self) -> impl Iterator<Item = &Stock> {
         self.made_chunks().flat_map(|chunk| &chunk.slots).map(|slot| &slot.stock)
+    }
+
+    /// Returns the count of pages that the thread of slot `index` has made dirty.
+    pub(crate) fn dirtied(&self, index: SlotIndex) -> &Dirtied {
+        &self.slot(index).dirtied
+    }
+
+    /// Returns these counts of all slots, with those of threads that sleep or have ended.
+    pub(crate) fn each_dirtied(&self) -> impl Iterator<Item = &Dirtied> {
+        self.made_chunks().flat_map(|chunk| &chunk.slots).map(|slot| &slot.dirtied)
+    }
+
+    /// Returns the number of slots for which there is memory.
+    pub(crate) fn made_slots(&self) -> usize {
+        self.made_chunks().count() * CHUNK_SLOTS
     }
 
     /// Gives the pages of all stocks back whose group `wanted` accepts. Returns their number. Waits until the sections that were

@@ -128,7 +128,7 @@ impl Woken {
     }
 
     /// Wakes the sleepers. The caller holds no lock that they may want.
-    pub fn wake(self, park: &impl Park) {
+    pub fn wake(&self, park: &impl Park) {
         self.sleepers[..self.count].iter().for_each(|sleeper| park.unpark(*sleeper));
     }
 }

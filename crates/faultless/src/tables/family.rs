@@ -5,6 +5,7 @@
 //!  Family   newest ──► record ──► record ──► record     changes under the lock, read in sections
 //! ```
 //! A record leaves the list before its table is retired. It ends a grace period later, and the family ends with its last record.
+//! A record whose table has no page in common with a relative may leave earlier (`space/calls/isolate.rs`).
 //!
 //! A home can name a family that has ended: a thread that has replaced a page drops the old mapping after the invalidation, when it
 //! has let the entry go, and the tables of all relatives may be gone by then. So the memory of a family stays one, and is the next
@@ -214,6 +215,22 @@ impl LeafRecord {
         true
     }
 
+    /// Tries to take the record out of its family, while its leaf table stays. No entry of the table has a page that a relative has
+    /// too, or will have one before the returned value has ended. `None` if there is no family, or if another thread is at work on
+    /// its list: then nothing is done.
+    ///
+    /// Sections that are under way may still find the record in the list, and the family by the record. They may also write the
+    /// family into homes of the table's pages.
+    pub(crate) fn try_isolate(&self) -> Option<FormerMember<'_>> {
+        let family = self.family()?;
+        let locked = family.try_lock()?;
+        locked.remove(self);
+        drop(locked);
+        let family = NonNull::from(family);
+        self.family.store(ptr::null_mut(), Ordering::Release);
+        Some(FormerMember { record: self, family })
+    }
+
     /// Ends the record's membership. The last record ends the family, whose memory is a spare family's then.
     pub(super) fn end_kinship(&self) {
         let Some(family) = NonNull::new(self.family.load(Ordering::Relaxed)) else { return };
@@ -221,15 +238,46 @@ impl LeafRecord {
             mutant!("relative_stays") || LockedFamily::has_left(self),
             "a leaf table freed in its family's list"
         );
-        // SAFETY: the memory of families stays.
-        let family = unsafe { family.as_ref() };
-        // Release and Acquire: the last record's thread sees all that others have done with the family.
-        if family.members.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // SAFETY: the engine keeps its sections, and a leaf table ends before the engine: with its space, which has a handle of
-            // the engine, or as a retired thing, which the engine's drop frees.
-            let sections = unsafe { &*family.sections.load(Ordering::Relaxed) };
-            sections.families().give(family);
-        }
+        // SAFETY: this record is counted, and it has left the list a grace period ago.
+        unsafe { end_membership(family) };
+    }
+}
+
+/// A record that has left its family while its leaf table stays. If the value is dropped without [`FormerMember::end`], the
+/// family's memory leaks.
+#[must_use]
+pub(crate) struct FormerMember<'a> {
+    record: &'a LeafRecord,
+    family: NonNull<Family>,
+}
+
+impl FormerMember<'_> {
+    /// Ends the membership. The record may join another family then.
+    ///
+    /// # Safety
+    /// No home of the table's pages names the family. Since then, and since [`LeafRecord::try_isolate`], all sections that were
+    /// under way have ended.
+    pub unsafe fn end(self) {
+        self.record.older.store(ptr::null_mut(), Ordering::Relaxed);
+        self.record.newer.store(ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: the record is counted still, and has left the list; by the contract above.
+        unsafe { end_membership(self.family) };
+    }
+}
+
+/// Counts one record of `family` less. The last one ends the family, whose memory is a spare family's then.
+///
+/// # Safety
+/// The record is counted, and is in the list no more.
+unsafe fn end_membership(family: NonNull<Family>) {
+    // SAFETY: the memory of families stays.
+    let family = unsafe { family.as_ref() };
+    // Release and Acquire: the last record's thread sees all that others have done with the family.
+    if family.members.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // SAFETY: the engine keeps its sections, and a leaf table ends before the engine: with its space, which has a handle of
+        // the engine, or as a retired thing, which the engine's drop frees.
+        let sections = unsafe { &*family.sections.load(Ordering::Relaxed) };
+        sections.families().give(family);
     }
 }
 

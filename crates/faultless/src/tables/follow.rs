@@ -57,13 +57,17 @@ impl<'s> Places<'s> {
         self.index == index && (self.entry.is_some_and(|entry| ptr::eq(entry, record)) || is_relative())
     }
 
-    /// Returns the records of the tables that a search asks, in its order.
+    /// Returns the records of all tables that a search asks, in its order.
+    #[cfg(any(test, feature = "audit"))]
     pub fn records(&self, section: &'s Section<'_>) -> impl Iterator<Item = &'s LeafRecord> {
+        self.entry.into_iter().chain(self.relatives(section))
+    }
+
+    /// Returns the records of the tables that a search asks after the entry that the home names, in its order.
+    pub fn relatives(&self, section: &'s Section<'_>) -> impl Iterator<Item = &'s LeafRecord> {
         let entry = self.entry;
         let relatives = self.family.into_iter().flat_map(|family| family.records(section));
-        entry
-            .into_iter()
-            .chain(relatives.filter(move |record| !entry.is_some_and(|entry| ptr::eq(entry, *record))))
+        relatives.filter(move |record| !entry.is_some_and(|entry| ptr::eq(entry, *record)))
     }
 }
 

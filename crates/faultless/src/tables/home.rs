@@ -2,17 +2,18 @@
 
 use super::LeafRecord;
 use super::family::Family;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
-/// The home of a folio. For a file's folio it is the number of the file. For an anonymous folio it is none, an entry, or a
+/// The home of a folio. For a file's folio it is the address of the file's counts. For an anonymous folio it is none, an entry, or a
 /// family and the index that the folio has in each of the family's leaf tables. An entry is named by the record of its leaf table
-/// and the index there. About the place the home is only a hint. The record or the family is certain to be memory still (rule H1).
+/// and the index there. About the place the home is only a hint. The record, the family or the file is certain to be memory still
+/// (rules H1 and H7).
 ///
 /// ```text
 ///  0–1 kind   0 none
 ///             1 an entry                          2–12 index   13–63 address of the record >> 6
 ///             2 a family                          2–12 index   13–63 address of the family >> 6
-///             3 a file                            2–63 its number
+///             3 a file                            2 it has no store   3–63 address of its counts >> 3
 /// ```
 /// The kind is in the same word as the rest: between two looks a frame may become another page's, also a file's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub(crate) struct Home(u64);
 pub(super) const ENTRY: u64 = 1;
 pub(super) const FAMILY: u64 = 2;
 const FILE: u64 = 3;
+/// In a home that names a file: it has no store.
+const NO_STORE: u64 = 1 << 2;
 const KIND_BITS: u32 = 2;
 const INDEX_SHIFT: u32 = KIND_BITS;
 const INDEX_BITS: u32 = 11;
@@ -40,9 +43,11 @@ impl Home {
     /// The home that names no entry.
     pub const NONE: Self = Self(0);
 
-    /// Makes the home that names the file with this number, which must be below 2^62.
-    pub const fn of_file(file: u64) -> Self {
-        Self(file << KIND_BITS | FILE)
+    /// Makes the home that names the file whose counts are at `counts`.
+    pub fn of_file(counts: NonNull<()>, has_store: bool) -> Self {
+        let address = counts.as_ptr().expose_provenance() as u64;
+        debug_assert!(address & (FILE | NO_STORE) == 0, "the counts of a file are not aligned");
+        Self(address | FILE | if has_store { 0 } else { NO_STORE })
     }
 
     /// Makes the home that names entry `index` of the leaf table with this record.
@@ -82,6 +87,17 @@ impl Home {
         self.0 & KIND
     }
 
+    /// Returns the address of the counts of a file; `None` if the home names none.
+    pub fn file(self) -> Option<NonNull<()>> {
+        let address = (self.0 & !(FILE | NO_STORE)) as usize;
+        (self.kind() == FILE).then(|| NonNull::new(ptr::with_exposed_provenance_mut(address))).flatten()
+    }
+
+    /// Returns whether the home names a file that has no store.
+    pub const fn is_without_store(self) -> bool {
+        self.0 & (FILE | NO_STORE) == FILE | NO_STORE
+    }
+
     /// Returns the index in the leaf table, or in each table of the family.
     pub const fn index(self) -> u64 {
         self.0 >> INDEX_SHIFT & (MOST_ENTRIES - 1)
@@ -109,10 +125,15 @@ mod tests {
 
     #[test]
     fn a_file_is_no_entry() {
-        for file in [0, 1, 2, 3, (1 << 62) - 1] {
-            let home = Home::of_file(file);
-            assert_eq!((home.kind(), home.0 >> KIND_BITS), (FILE, file));
+        let counts = [0_u64; 2];
+        for (place, has_store) in counts.iter().zip([false, true]) {
+            let home = Home::of_file(NonNull::from(place).cast(), has_store);
+            assert_eq!((home.kind(), home.file()), (FILE, Some(NonNull::from(place).cast())));
+            assert_eq!(home.is_without_store(), !has_store);
         }
+        let record = LeafRecord::new();
+        let entry = Home::of_entry(&record, 5);
+        assert!(entry.file().is_none() && Home::NONE.file().is_none() && !entry.is_without_store());
     }
 
     #[test]

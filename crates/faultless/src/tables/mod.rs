@@ -1,5 +1,6 @@
 //! Leaf tables that hang in several tables since a fork (docs/fork.md). The place where such a leaf hangs is marked. No
-//! processor stores through it. Only processors write its entries: they set accessed bits.
+//! processor stores through it. Processors set accessed bits in its entries. Under the record's lock, reclaim takes pages out of them
+//! for all spaces that have the leaf, and read faults bring pages back.
 //!
 //! ```text
 //!            before              shared                    one has left               the other was last
@@ -30,9 +31,10 @@ mod share;
 
 #[cfg(any(test, feature = "audit"))]
 pub(crate) use family::Family;
+pub(crate) use family::FormerMember;
 pub(crate) use family::SpareFamilies;
 pub(crate) use follow::places;
 pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
-pub(crate) use record::{PendingLeave, SpaceMark};
+pub(crate) use record::{Locked, PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;

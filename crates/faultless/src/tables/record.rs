@@ -42,7 +42,8 @@ pub struct LeafRecord {
     space: plain::AtomicUsize,
     /// The first page that the leaf covers, the same in each space that has the leaf. Atomic; written with the first `space`.
     first: plain::AtomicU64,
-    /// The family. Atomic. Set once, before an entry that a relative has too is written, and kept to the end.
+    /// The family. Atomic. Set before an entry that a relative has too is written, and kept to the end, or until the record leaves
+    /// the family.
     pub(super) family: AtomicPtr<Family>,
     /// The next older record in the family's list. Atomic; written under the family's lock, read in sections. A record that
     /// has left the list keeps it.

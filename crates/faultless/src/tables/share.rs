@@ -1,7 +1,7 @@
 //! Sharing a leaf table with another space, and getting an own table again.
 
 use super::family::Family;
-use super::record::PendingLeave;
+use super::record::{Locked, PendingLeave};
 use crate::address::PageNumber;
 use crate::host::{Entry, OutOfMemory, PageTable, ShareLeaves, Table};
 use crate::sync::{Sections, full_fence};
@@ -25,6 +25,34 @@ impl<T: PageTable> Table<T> {
     #[inline]
     pub(crate) fn is_shared(&self, leaf: T::Leaf<'_>) -> bool {
         self.sharing().is_some_and(|sharing| sharing.found(leaf).is_shared())
+    }
+
+    /// Tries to lock the record of a shared leaf, for a change of an entry for all spaces that have the leaf. The caller found the
+    /// leaf in a section. Returns `None` if another thread is at work on the leaf, or if this space has left it or has it alone.
+    /// Does not sleep.
+    pub(crate) fn try_lock_shared<'s>(&'s self, leaf: T::Leaf<'s>) -> Option<Locked<'s>> {
+        let sharing = self.sharing()?;
+        let locked = self.record(leaf).try_lock_shared()?;
+        // A space leaves the leaf under the lock. The mutant changes a leaf that others have, by a mapping of this space.
+        (sharing.now(leaf) == sharing.found(leaf) || mutant!("shared_place_not_asked")).then_some(locked)
+    }
+
+    /// Replaces the entry of `page` with `new`, for all spaces that have the shared leaf, if the entry is still `seen`. Neither has
+    /// [`Entry::ANNOUNCED`]. The caller has the lock of [`Table::try_lock_shared`]. `seen` maps no page. If `new` maps one, it is
+    /// counted once for this entry. AcqRel.
+    ///
+    /// # Errors
+    /// The entry that is there instead of `seen`. It is unchanged.
+    pub(crate) fn exchange_in_all<'s>(
+        &'s self,
+        leaf: T::Leaf<'s>,
+        page: PageNumber,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
+        debug_assert!(!seen.has(Entry::MAPPED));
+        // SAFETY: the caller found the leaf in its section, and has locked it while it is shared. No frame leaves the entry.
+        unsafe { T::Sharing::exchange_by_record(self.record(leaf), page.get() % T::LEAF_PAGES, seen, new) }
     }
 
     /// Returns the number of other tables that have the leaf. The caller found the leaf in a section.

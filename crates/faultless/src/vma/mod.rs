@@ -76,6 +76,8 @@ bitflags::bitflags! {
         /// The mapping is shared through a handle that may only read, and never becomes writable (no VM_MAYWRITE). No
         /// caller sets it.
         const READ_ONLY = 1 << 9;
+        /// fork copies the anonymous pages of a private mapping for the child at once ([`Advice::CopyAtFork`](crate::Advice)).
+        const COPY_AT_FORK = 1 << 10;
         /// The mapping counts as promised memory (VM_ACCOUNT, "ac" in smaps). Internal to the engine; no caller sets it.
         const ACCOUNT = 1 << 14;
         /// mremap is moving the mapping's pages, see [`Vma::settle`]. Internal to the engine; no caller sets it.

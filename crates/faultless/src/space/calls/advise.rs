@@ -43,6 +43,11 @@ pub enum Advice {
     WipeOnFork,
     /// Gives children of fork the contents again: takes `WipeOnFork` back.
     KeepOnFork,
+    /// Has fork copy the anonymous pages for the child at once, so that no store of the parent or of the child has to copy one
+    /// later. Private mappings only. A page in swap space is shared all the same. Linux has no such advice.
+    CopyAtFork,
+    /// Has fork share the pages again: takes `CopyAtFork` back.
+    ShareAtFork,
     /// Drops the pages and refuses accesses, even those that the mapping allows. The mapping is not split.
     GuardInstall,
     /// Allows accesses again: takes `GuardInstall` back. The pages read as never touched.
@@ -236,6 +241,7 @@ pub(in crate::space) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -
         _ if loses && mapping.keeps_contents() => Some(Refusal::Sealed),
         _ if drops && is_locked => Some(Refusal::Locked),
         Advice::Free | Advice::WipeOnFork if !is_anonymous => Some(Refusal::Kind),
+        Advice::CopyAtFork if !is_private || is_foreign => Some(Refusal::Kind),
         Advice::Remove if is_anonymous || is_foreign => Some(Refusal::Kind),
         // Linux's VM_SPECIAL.
         Advice::DoFork | Advice::GuardInstall | Advice::GuardRemove if is_foreign => Some(Refusal::Kind),
@@ -281,6 +287,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Advice::DoFork => flags(none, MappingFlags::DONT_FORK),
             Advice::WipeOnFork => flags(MappingFlags::WIPE_ON_FORK, none),
             Advice::KeepOnFork => flags(none, MappingFlags::WIPE_ON_FORK),
+            Advice::CopyAtFork => flags(MappingFlags::COPY_AT_FORK, none),
+            Advice::ShareAtFork => flags(none, MappingFlags::COPY_AT_FORK),
             Advice::WillNeed => space.start_reads(range),
             Advice::DontNeed => self.discard(address, length).map_err(|error| match error {
                 DiscardError::Range(error) => AdviseError::Range(error),
@@ -365,7 +373,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             hole = hole.or((part.start() > at).then_some(at));
             at = part.end();
             if let Some((file, first)) = file {
-                file.start_reads(first..first + part.pages());
+                file.start_reads(self.group(), first..first + part.pages());
             }
         }
         let hole: Option<PageNumber> = hole.or((at < range.end()).then_some(at));

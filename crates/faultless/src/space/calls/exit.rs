@@ -1,35 +1,87 @@
-//! exit, and the end of a space with its last handle.
+//! exit, reap, and the end of a space with its last handle.
+//!
+//! exit, reap and the end of a victim (`limit/victim.rs`) are one operation:
+//!
+//! ```text
+//!  dying is set         faults that wait wake up, and give up; fork stops after the leaf table that it is at
+//!  the whole range      waits for range work under way, which waits for no I/O and no memory
+//!  no mappings          the first caller takes them; a second one has waited until the memory is free, and returns
+//!  private mappings     their entries go, in batches: one invalidation, then their frames are free
+//!  shared mappings      the same
+//!  tables, mappings     freed after a grace period
+//! ```
+//! A page that is being read or written is freed when its transfer ends. The call does not wait for that.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
+use crate::protection::Sharing;
+use crate::space::change::range_work::FlushBatch;
 use crate::space::limits::SpaceUsage;
 use crate::space::{AddressSpace, Space};
 use crate::sync::{ROOM_OF_RANGES, full_fence};
+use crate::vma::Vma;
+use crate::vma::tree::Ranged;
 use core::mem::{self, ManuallyDrop};
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process. Everything is unmapped, and nothing can be mapped any more. Other handles see an empty space.
     ///
-    /// Waits for no I/O. Faults that wait for I/O are given up
-    /// ([`FaultError::Exited`](crate::space::fault::FaultError::Exited)). Pages that a read under way has pinned are
-    /// freed when the read completes.
+    /// A process calls this for itself. [`AddressSpace::reap`] is the same operation for a call from outside, and says for what it
+    /// waits. Faults that wait for I/O are given up ([`FaultError::Exited`](crate::space::fault::FaultError::Exited)). A page that is
+    /// being read or written is freed when its transfer ends.
     pub fn exit(&self) {
-        let space = &self.0;
-        space.engine.assert_may_sleep("exit");
-        // Faults that wait for I/O release the locks that their design keeps; only then can these be taken.
-        space.space_flags.dying.set(&*space.engine);
-        space.map.lock_by(&*space.engine).exited = true;
-        space.clear();
+        self.reap();
+    }
+
+    /// Ends the process from outside and frees its memory, as SIGKILL and process_mrelease do together. Returns the number of pages that
+    /// this call has dropped, in memory and in swap space.
+    ///
+    /// Call it to end a process that does not end by itself, or to get its memory at once. Any thread may call it, while the threads of
+    /// the process fault, wait for I/O, fork, unmap or exit. A page that another space has too is dropped here, and not freed.
+    ///
+    /// Private memory is dropped first. When the call returns, all memory that only this space had is free. The exception is a page that
+    /// is being read or written: it is freed when its transfer ends. If two threads end a space at the same time, one does the work. The
+    /// other waits for it, and returns 0.
+    ///
+    /// Waits for other calls that change mappings of the space, for faults that have announced a page, and for processors that use
+    /// older translations. None of these waits for I/O or for memory. A fork under way fails
+    /// ([`ForkError::Exited`](crate::ForkError::Exited)), after the leaf table that it is at. The call cannot fail.
+    pub fn reap(&self) -> u64 {
+        self.0.reap()
     }
 }
 
+/// Returns whether the mapping is private: its pages are the space's alone, unless fork has shared them.
+fn is_private<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
+    vma.mapping().sharing == Sharing::Private
+}
+
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Unmaps everything, sealed or not. Needs no memory: the tree goes as a whole, after a grace period of its own.
-    fn clear(&self) {
+    /// Does the work of [`AddressSpace::reap`].
+    pub(in crate::space) fn reap(&self) -> u64 {
+        self.engine.assert_may_sleep("exit");
+        // Faults that wait for I/O release the locks that their design keeps; only then can these be taken.
+        self.space_flags.dying.set(&*self.engine);
+        self.map.lock_by(&*self.engine).exited = true;
+        self.clear()
+    }
+
+    /// Unmaps everything, sealed or not. Returns the number of pages. Needs no memory: the tree goes as a whole, after a grace
+    /// period of its own.
+    fn clear(&self) -> u64 {
         let whole = self.whole();
+        // CVE-2018-1000200: the mutant takes the space for ended while another thread still frees its memory.
+        if mutant!("reaps_beside_exit") && self.map.lock_by(&*self.engine).abandoned {
+            return 0;
+        }
         let mut call = self.change_excluding(Call::Unmap, whole);
-        drop(call.take(whole));
+        let mut lock = call.take(whole);
+        // One caller ends a space. A second one has waited until the memory is free.
+        if mem::replace(&mut lock.abandoned, true) {
+            return 0;
+        }
+        drop(lock);
         // If a host has no memory to follow, it keeps mappings without pages until its table goes.
         let _ = self.table.follow(whole, None);
         let mut lock = call.lock();
@@ -38,20 +90,52 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // SAFETY: dropped after the grace period at the end; a panic before that leaks it.
         let old = ManuallyDrop::new(unsafe { self.tree.take_all(&mut lock.writer) });
         lock.usage = SpaceUsage::default();
-        let is_first = !mem::replace(&mut lock.abandoned, true);
         drop(lock);
         // Partner: the fence after the bit in page work.
-        full_fence();
-        D::published(call.work());
-        // The whole space is still taken, so that no other exit sweeps before the host has been told.
-        if is_first {
-            self.engine.abandon(&self.table);
+        if !mutant!("exit_without_fence") {
+            full_fence();
         }
-        call.sweep_away(whole, Some(whole));
+        D::published(call.work());
+        // The whole space is still taken, so no other call sweeps before the host has been told.
+        self.engine.abandon(&self.table);
+        let mut removed = FlushBatch::new(self);
+        let taken = call.taken.over(whole);
+        for wanted in [true, false] {
+            // SAFETY: this tree is no space's any more, and nobody changes it.
+            let vmas = unsafe { old.view_still(taken) }.from(whole.start());
+            for vma in vmas.filter(|vma| is_private(vma) == wanted) {
+                self.empty(taken, (vma.range(), whole), &mut removed);
+            }
+            removed.weakened.swept(self, whole);
+            removed.flush();
+        }
+        debug_assert!(self.is_empty(whole), "a page outside of all mappings");
+        self.unhook_leaves(taken, whole, &mut removed.weakened, &mut call.retired);
+        removed.flush();
         // This comes before the flush, which frees the things retired by then.
         call.finish();
-        self.engine.grace_and_flush();
+        // f798a1d4f94d: a thread that is in the tree still reads what exit frees.
+        if !mutant!("exit_frees_the_tree_early") {
+            self.engine.grace_and_flush();
+        }
         self.engine.uncharge(ManuallyDrop::into_inner(old).clear());
+        removed.count
+    }
+
+    /// Returns whether no entry of `range` holds a page, but for those of tables that other spaces have.
+    fn is_empty(&self, range: PageRange) -> bool {
+        let mut rest = Some(range);
+        while let Some(range) = rest {
+            let section = self.engine.enter();
+            let Some(page) = self.table.next_leaf(&section, range) else { break };
+            let span = self.leaf_span(page);
+            rest = PageRange::new(span.end(), range.end());
+            let leaf = self.table.leaf(&section, page).filter(|leaf| !self.table.is_shared(*leaf));
+            if leaf.is_some_and(|leaf| span.iter().any(|page| self.table.load(leaf, page).holds_page())) {
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -83,6 +167,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // handle, but then it made a strong one, and this runs in it. A processor may still have the table loaded and keep
         // translations; it is in no section. So the unload comes before the frames, and they come before the tables (invariants
         // 3 and 15).
+        self.engine.unlist_candidate(self.id);
         self.engine.unload(&self.table);
         let whole = self.whole();
         let (mut rest, mut has_tables) = (Some(whole), false);

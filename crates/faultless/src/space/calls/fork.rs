@@ -6,9 +6,9 @@ use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Entry, FrameSource, FrameUse, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
 use crate::page_cache::Hull;
-use crate::protection::Sharing;
+use crate::protection::{Protection, Sharing};
 use crate::space::change::range_change::RangeChange;
 use crate::space::change::range_work::{RangeReservation, Weakened};
 use crate::space::fault::shared_table::LeafOf;
@@ -53,7 +53,7 @@ impl From<OutOfMemory> for ForkError {
 
 /// The reason why one try to fork has failed. The parent is as before.
 enum Failed {
-    /// There was no free frame for the copy of a pinned page.
+    /// There was no free frame for the copy of a page.
     NoFrame,
     /// Another try would fail too.
     For(ForkError),
@@ -70,19 +70,25 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ///
     /// Waits for other range work and for faults at work, for no I/O. Faults of the parent wait while entries are copied. The
     /// child lacks mappings with [`MappingFlags::DONT_FORK`], has those with [`MappingFlags::WIPE_ON_FORK`] empty, and has no
-    /// locks.
+    /// locks. It has copies of its own of the anonymous pages of mappings with [`MappingFlags::COPY_AT_FORK`]. Faults of the
+    /// parent wait while these copies are made.
     ///
     /// # Errors
     /// [`ForkError`]; the parent is as before.
     pub fn fork(&self) -> Result<Self, ForkError> {
-        let mut look = 0;
+        let (engine, mut look, mut turns) = (&self.0.engine, 0, 0);
         loop {
             match self.try_fork() {
                 Ok(child) => return Ok(child),
                 Err(Failed::For(error)) => return Err(error),
                 // Nothing is held here.
-                Err(Failed::NoFrame) if self.0.engine.make_room_for(self.0.group(), &mut look) => {}
-                Err(Failed::NoFrame) => return Err(ForkError::OutOfMemory),
+                Err(Failed::NoFrame) => match engine.make_room(self.0.group(), &mut look) {
+                    Ok(()) => {}
+                    Err(full) if engine.end_a_victim(full, &self.0.space_flags.dying, &mut turns) => {
+                        look = 0;
+                    }
+                    Err(_) => return Err(ForkError::OutOfMemory),
+                },
             }
         }
     }
@@ -108,11 +114,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if lock.exited {
             return Err(Failed::For(ForkError::Exited));
         }
-        // All memory but that of the child's tables and of copies of pinned pages is allocated before any thread is stopped. The tree cannot change: the
-        // whole range is taken.
+        // All memory but that of the child's tables and of copies of pages is allocated before any thread is stopped. The tree
+        // cannot change: the whole range is taken.
         let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
         let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
         child_lock.locks = lock.locks.of_child();
+        child.0.space_flags.set_bias(space.space_flags.bias());
         let has_file_guards = lock.locks.file_guards;
         // From here on this waits for other processors, so the locks are released. Both trees stay as they are, since the whole
         // range of each is taken: a thread takes a range before it changes the tree there.
@@ -138,6 +145,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 /// Returns whether a child gets this mapping.
 fn is_inherited<H: Host, D: LockingDesign>(vma: &&Vma<H, D>) -> bool {
     !vma.mapping().flags.contains(MappingFlags::DONT_FORK)
+}
+
+/// Returns whether fork copies the pages of this mapping at once.
+fn is_copied_at_fork<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
+    vma.mapping().flags.contains(MappingFlags::COPY_AT_FORK)
 }
 
 /// Returns whether this is private anonymous memory. Guard pages in such memory have made a record.
@@ -235,18 +247,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         // Pinned pages stay the parent's alone.
         let shares_more = early.is_none() && self.space_flags.pins.load(Ordering::Acquire) == 0;
-        let (mut result, mut pinned) = (Ok(()), false);
+        let (mut result, mut copies) = (Ok(()), false);
         let mut shared: Option<PageRange> = None;
         let mut mappings = pairs().peekable();
         self.each_table(taken, self.whole(), |span| {
             if result.is_err() {
                 return;
             }
+            // The thread that ends the space waits for this one.
+            if self.space_flags.dying.is_set() {
+                return result = Err(Failed::For(ForkError::Exited));
+            }
             let vmas = self.view_taken(taken).from(span.start());
             match self.share_table(span, vmas, shares_more, child) {
                 Ok(false) => {}
                 Ok(true) => return shared = Some(shared.map_or(span, |shared| shared.hull(span))),
-                Err(error) => return result = Err(error),
+                Err(error) => return result = Err(error.into()),
             }
             while mappings.next_if(|(vma, _)| vma.range().end() <= span.start()).is_some() {}
             // A table that is shared already, and not to be shared this time, is replaced by the parent's own first.
@@ -260,15 +276,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let copied = if vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK) {
                     Ok(false)
                 } else if copy.record().and_then(AnonRecord::id).is_some() {
-                    self.copy_entries(leaf, (child, child_taken), part, weakened)
+                    self.copy_entries(leaf, (child, child_taken), (part, is_copied_at_fork(vma)), weakened)
                 } else if has_file_guards && !is_plain_anonymous(vma) {
                     self.copy_guards(taken, (child, child_taken), part).map(|()| false)
                 } else {
                     Ok(false)
                 };
                 match copied {
-                    Ok(has_pinned) => pinned |= has_pinned,
-                    Err(error) => return result = Err(error),
+                    Ok(some_to_copy) => copies |= some_to_copy,
+                    Err(error) => return result = Err(Failed::from(error)),
                 }
                 if vma.range().end() > span.end() {
                     break;
@@ -283,15 +299,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 weakened.touch_all(shared);
             }
         }
+        let has_pages = |(_, copy): &(_, &Vma<H, D>)| copy.record().and_then(AnonRecord::id).is_some();
+        let copy_pages = || {
+            let mut pairs = pairs().filter(|_| copies).filter(has_pages);
+            pairs.try_for_each(|(vma, _)| self.copy_now(taken, (child, child_taken), vma))
+        };
+        let early = mutant!("copied_before_invalidate").then(copy_pages);
         // After this flush no processor writes through an old translation: the instant ends here.
         weakened.flush(self);
         result?;
-        for (vma, copy) in pairs().filter(|_| pinned) {
-            if copy.record().and_then(AnonRecord::id).is_some() {
-                self.copy_pinned(taken, (child, child_taken), vma.range())?;
-            }
-        }
-        Ok(())
+        early.unwrap_or_else(copy_pages)
     }
 
     /// Shares the leaf table over `span` with the child if that is allowed and pays; `vmas` are those from its start on.
@@ -314,8 +331,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let flags = vma.mapping().flags;
             // Rule H6 forbids to share a table under a locked mapping.
             let is_locked = flags.contains(MappingFlags::LOCKED) && !mutant!("locked_table_shared");
-            let is_shareable =
-                is_inherited(&vma) && !flags.contains(MappingFlags::WIPE_ON_FORK) && !is_locked;
+            let not_shared = MappingFlags::WIPE_ON_FORK | MappingFlags::COPY_AT_FORK;
+            let is_shareable = is_inherited(&vma) && !flags.intersects(not_shared) && !is_locked;
             let Some(record) = vma.record().filter(|_| is_shareable) else {
                 return Ok(false);
             };
@@ -355,16 +372,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Copies the entries of `part`, which `leaf` covers. Returns true if one of the pages is pinned; the child does not have
-    /// it yet.
+    /// Copies the entries of `part`, which `leaf` covers. Returns true if some of the pages themselves are to be copied, since
+    /// they are pinned, or since the mapping `copies` at fork. The child does not have these pages yet.
     fn copy_entries<'p>(
         &'p self,
         leaf: LeafOf<'p, H>,
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
-        part: PageRange,
+        (part, copies): (PageRange, bool),
         weakened: &mut Weakened,
     ) -> Result<bool, OutOfMemory> {
-        let mut pinned = false;
+        let mut to_copy = false;
         let mut child_leaf = None;
         for page in part.iter() {
             // Another processor may have written the folios' words last, at a fault. Some are fetched while this one is
@@ -381,18 +398,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 continue;
             };
             // The bit is held while the counts change: a thread that comes by the file or the folio waits for it.
-            let shared = match child_leaf {
-                Some(_) => Ok(()),
+            let related = match child_leaf {
+                _ if copies && self.is_anonymous(entry) => Ok(false),
+                Some(_) => Ok(true),
                 // The child's range is taken, so its tables stay.
-                None => {
-                    self.make_relative(leaf, (child, child_taken), page).map(|leaf| child_leaf = Some(leaf))
-                }
-            }
-            .and_then(|()| self.engine.copy_entry(entry));
+                None => self.make_relative(leaf, (child, child_taken), page).map(|leaf| {
+                    child_leaf = Some(leaf);
+                    true
+                }),
+            };
+            let shared =
+                related.and_then(|related| if related { self.engine.copy_entry(entry) } else { Ok(None) });
             match (shared, child_leaf) {
                 // Truncation comes to the child after the parent, whose entry has our bit. By then this entry is there.
                 (Ok(Some(new)), Some(child_leaf)) => child.table.fill(child_leaf, page, new),
-                (Ok(_), _) => pinned = true,
+                (Ok(_), _) => to_copy = true,
                 (Err(error), _) => {
                     self.table.let_go(leaf, page);
                     return Err(error);
@@ -408,7 +428,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             self.table.let_go(leaf, page);
         }
-        Ok(pinned)
+        Ok(to_copy)
+    }
+
+    /// Returns whether `entry` has an anonymous page in memory.
+    fn is_anonymous(&self, entry: Entry) -> bool {
+        entry.counted_frame().is_some_and(|frame| self.engine.folio(frame).is_anonymous())
     }
 
     /// Returns the child's leaf table for copies of entries of `leaf`, the table over `page`. It is in the same family.
@@ -429,7 +454,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Sets the bit in the entry of `page` if it holds a page.
-    fn announce_page(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber) -> Option<Entry> {
+    pub(in crate::space) fn announce_page(
+        &self,
+        leaf: <H::Table as PageTable>::Leaf<'_>,
+        page: PageNumber,
+    ) -> Option<Entry> {
         let mut look = 0;
         loop {
             let entry = self.table.load(leaf, page);
@@ -447,48 +476,95 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Gives the child copies of the pages with I/O under way, as they are now that no processor writes them. A device may go
-    /// on writing: its writes belong to no instant. The parent's next write finds its page exclusive.
-    fn copy_pinned(
+    /// Gives the child copies of the pages with I/O under way, and of all anonymous pages if the mapping copies at fork. They are
+    /// as they are now that no processor writes them. A device may go on writing: its writes belong to no instant. The parent's
+    /// next write finds its page exclusive; if the mapping copies at fork, it needs no fault.
+    fn copy_now(
         &self,
         taken: &RangeReservation<'_, H>,
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
-        range: PageRange,
+        vma: &Vma<H, D>,
     ) -> Result<(), Failed> {
-        let frames = self.engine.frames();
+        let all = is_copied_at_fork(vma);
+        let rights = if all { write_of(vma) } else { 0 };
         let mut result = Ok(());
-        self.each_table(taken, range, |part| {
-            // No page in a shared table is pinned.
+        self.each_table(taken, vma.range(), |part| {
+            // No page in a shared table is copied here.
             let leaf = self.table.leaf(taken, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
             let Some(leaf) = leaf else { return };
             for page in part.iter() {
+                if result.is_err() {
+                    return;
+                }
+                // The end of the parent waits for this call.
+                if self.space_flags.dying.is_set() {
+                    result = Err(Failed::For(ForkError::Exited));
+                    return;
+                }
                 let Some(entry) = self.announce_page(leaf, page) else { continue };
-                let own = entry.counted_frame().filter(|frame| self.is_own(*frame) && result.is_ok());
-                let Some(frame) = own else {
+                let is_wanted =
+                    |frame: &Frame| if all { self.is_anonymous(entry) } else { self.is_own(*frame) };
+                let wanted = entry.counted_frame().filter(is_wanted);
+                let Some(frame) = wanted else {
                     self.table.let_go(leaf, page);
                     continue;
                 };
                 let leaf_made = child.table.make_leaf(child_taken, page).map_err(Failed::from);
                 result = leaf_made.and_then(|child_leaf| {
-                    let copy =
-                        self.engine.take_frame(child.group(), FrameUse::Fork).ok_or(Failed::NoFrame)?;
-                    // Copied word by word, since the device may be writing.
-                    let mut bytes = [0; PAGE_SIZE as usize];
-                    if frames.read(frame, 0, &mut bytes) < bytes.len() {
-                        // The host has lost the bytes. The fork fails, rather than give the child zeros there.
-                        self.engine.free_frame(copy);
-                        return Err(OutOfMemory.into());
-                    }
-                    frames.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
-                    frames.write(copy, 0, &bytes);
-                    let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
+                    let copy = self.copy_frame(child.group(), frame)?;
+                    self.engine.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
+                    let rights = rights | entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
                     self.engine.arrived_outside(copy);
                     Ok(())
                 });
+                // A write right means: no slot. A write of the page reads its bytes.
+                let folio = self.engine.folio(frame);
+                if result.is_ok()
+                    && rights != 0
+                    && entry.mapped_frame().is_some()
+                    && !folio.is_writeback()
+                    && folio.try_reuse()
+                {
+                    self.engine.take_out(frame);
+                    folio.set_home(self.table.home(leaf, page));
+                    #[cfg(loom)]
+                    vma.record()
+                        .and_then(AnonRecord::id)
+                        .into_iter()
+                        .for_each(|id| folio.note_record(id.get()));
+                    if self.table.install(leaf, page, entry.with(rights)).is_ok() {
+                        continue;
+                    }
+                }
                 self.table.let_go(leaf, page);
             }
         });
         result
     }
+
+    /// Returns a copy of `frame`, of which no processor has a translation to store by. `group` pays for it.
+    fn copy_frame(&self, group: GroupId, frame: Frame) -> Result<Frame, Failed> {
+        let frames = self.engine.frames();
+        let copy = self.engine.take_frame(group, FrameUse::Fork).ok_or(Failed::NoFrame)?;
+        self.engine.counters().add(Counter::ForkCopies, 1);
+        if !self.engine.folio(frame).is_pinned_for_io() {
+            frames.copy(frame, copy);
+            return Ok(copy);
+        }
+        // Copied word by word, since the device may be writing.
+        let mut bytes = [0; PAGE_SIZE as usize];
+        if frames.read(frame, 0, &mut bytes) < bytes.len() {
+            // The host has lost the bytes. The fork fails, rather than give the child zeros there.
+            self.engine.free_frame(copy);
+            return Err(OutOfMemory.into());
+        }
+        frames.write(copy, 0, &bytes);
+        Ok(copy)
+    }
+}
+
+/// Returns the right to store, if the mapping gives it.
+fn write_of<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> u64 {
+    if vma.mapping().protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 }
 }

@@ -1,6 +1,7 @@
 //! The calls of an address space, each in a file of its own. Those that change mappings are made of the steps in `change/`.
 
 pub(in crate::space) mod advise;
+pub(in crate::space) mod advise_remote;
 pub(in crate::space) mod brk;
 pub(in crate::space) mod discard;
 pub(in crate::space) mod exit;
@@ -9,10 +10,12 @@ pub(in crate::space) mod fork;
 pub(in crate::space) mod free;
 pub(in crate::space) mod grow;
 pub(in crate::space) mod guard;
+pub(in crate::space) mod isolate;
 pub(in crate::space) mod listing;
 pub(in crate::space) mod lock;
 pub(in crate::space) mod map;
 pub(in crate::space) mod mapped;
+pub(in crate::space) mod move_pages;
 pub(in crate::space) mod page_out;
 pub(in crate::space) mod pin;
 pub(in crate::space) mod populate;
@@ -24,4 +27,5 @@ pub(in crate::space) mod resident;
 pub(in crate::space) mod seal;
 pub(in crate::space) mod sync_file;
 pub(in crate::space) mod unmap;
+pub(in crate::space) mod unshare;
 pub(in crate::space) mod usage;

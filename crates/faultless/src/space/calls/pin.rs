@@ -177,61 +177,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             "fork does not copy such a page"
         );
         let is_long = reference == Reference::IoPin;
-        let space = &*self.0;
-        let no_mapping = FaultError::NoMapping { address };
-        if !space.whole().contains(address.page()) {
-            return Err(no_mapping.into());
+        if !self.0.whole().contains(address.page()) {
+            return Err(FaultError::NoMapping { address }.into());
         }
         #[allow(unused_mut)]
         let mut wanted = access;
         loop {
-            let needed = match wanted {
-                Access::Read => Entry::READ,
-                Access::Write => Entry::WRITE,
-                Access::Execute => Entry::EXECUTE,
-            };
-            let mut attempt = Attempt::first(Purpose::Fault);
-            let page = address.page();
-            let worked = space.page_work(
-                page,
-                &mut attempt,
-                Leaves::Existing,
-                false,
-                |work| {
-                    if let Err(error) = may_pin(work.vma.mapping(), address, (access, rights)) {
-                        return Some(Err(error.into()));
-                    }
-                    let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
-                    // A page shared with others is copied at the next store, and the pin would not show that store.
-                    let is_private = work.vma.record().is_some() && !pins_shared_pages();
-                    if is_long && is_private && !space.is_own(frame) {
-                        return None;
-                    }
-                    // The entry keeps the frame, so this fails only if the count is full.
-                    if work.engine().folio(frame).try_get(reference).is_err() {
-                        return Some(Err(NotPinned::Full(Full { frame, reference })));
-                    }
-                    if is_long {
-                        space.space_flags.pins.fetch_add(1, Ordering::Relaxed);
-                    }
-                    let file = work.vma.mapping().file_page(page).map(|(file, _)| file);
-                    let is_files = |file: &&Shared<File<H>>| work.engine().folio(frame).is_page_of(file.id());
-                    let file = file.filter(|file| access == Access::Write && is_files(file)).cloned();
-                    Some(Ok((frame, file)))
-                },
-                |_, _| false,
-            );
-            match worked.map(|worked| worked.result) {
-                Ok(Some(Ok((frame, _file)))) => {
-                    let (engine, space_flags) = (space.engine.clone(), space.space_flags.clone());
-                    return Ok(PinnedPage { engine, space_flags, frame, access, reference, _file });
-                }
-                Ok(Some(Err(error))) => return Err(error),
-                Ok(None) => {}
-                // No mapping grows down to the address, and a refused page is not faulted in, as on Linux.
-                Err(Refused::NoTable) => space.check_pin(address, (access, rights))?,
-                Err(Refused::Hole) => return Err(no_mapping.into()),
-                Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }.into()),
+            if let Some(page) = self.pin_present(address, (access, rights), wanted, reference)? {
+                return Ok(page);
             }
             match is_long && !pins_shared_pages() {
                 true => self.unshare_and_wait(address, wanted)?,
@@ -241,6 +194,71 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             if mutant!("dirty_cow") {
                 wanted = Access::Read;
             }
+        }
+    }
+
+    /// Pins the page if an entry maps it with the right for `wanted`. Returns `None` if a fault has to come first. Not inlined, so that
+    /// its frame is off the stack during that fault.
+    #[inline(never)]
+    fn pin_present(
+        &self,
+        address: VirtAddr,
+        (access, rights): (Access, Protection),
+        wanted: Access,
+        reference: Reference,
+    ) -> Result<Option<PinnedPage<H>>, NotPinned> {
+        let is_long = reference == Reference::IoPin;
+        let space = &*self.0;
+        let needed = match wanted {
+            Access::Read => Entry::READ,
+            Access::Write => Entry::WRITE,
+            Access::Execute => Entry::EXECUTE,
+        };
+        let mut attempt = Attempt::first(Purpose::Fault);
+        let page = address.page();
+        let worked = space.page_work(
+            page,
+            &mut attempt,
+            Leaves::Existing,
+            false,
+            |work| {
+                if let Err(error) = may_pin(work.vma.mapping(), address, (access, rights)) {
+                    return Some(Err(error.into()));
+                }
+                let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
+                // A page shared with others is copied at the next store, and the pin would not show that store.
+                let is_private = work.vma.record().is_some() && !pins_shared_pages();
+                if is_long && is_private && !space.is_own(frame) {
+                    return None;
+                }
+                // The entry keeps the frame, so this fails only if the count is full.
+                if work.engine().folio(frame).try_get(reference).is_err() {
+                    return Some(Err(NotPinned::Full(Full { frame, reference })));
+                }
+                if is_long {
+                    space.space_flags.pins.fetch_add(1, Ordering::Relaxed);
+                }
+                let file = work.vma.mapping().file_page(page).map(|(file, _)| file);
+                let is_files = |file: &&Shared<File<H>>| work.engine().folio(frame).is_page_of(file.home());
+                let file = file.filter(|file| access == Access::Write && is_files(file)).cloned();
+                Some(Ok((frame, file)))
+            },
+            |_, _| false,
+        );
+        match worked.map(|worked| worked.result) {
+            Ok(Some(Ok((frame, _file)))) => {
+                let (engine, space_flags) = (space.engine.clone(), space.space_flags.clone());
+                Ok(Some(PinnedPage { engine, space_flags, frame, access, reference, _file }))
+            }
+            Ok(Some(Err(error))) => Err(error),
+            Ok(None) => Ok(None),
+            // No mapping grows down to the address, and a refused page is not faulted in, as on Linux.
+            Err(Refused::NoTable) => {
+                space.check_pin(address, (access, rights))?;
+                Ok(None)
+            }
+            Err(Refused::Hole) => Err(FaultError::NoMapping { address }.into()),
+            Err(Refused::OutOfMemory) => Err(FaultError::OutOfMemory { address }.into()),
         }
     }
 }

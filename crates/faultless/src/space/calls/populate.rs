@@ -141,7 +141,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let few = AHEAD.min(self.engine().limits().cached_pages / 4).max(1);
         if few > 1 && index.is_multiple_of(few) {
             let (next, end) = (first + index, first + pages.min(index + few));
-            let _ = file.start_reads(next..next + 1) && file.start_reads(next + 1..end);
+            let group = self.0.group();
+            let _ = file.start_reads(group, next..next + 1) && file.start_reads(group, next + 1..end);
         }
     }
 

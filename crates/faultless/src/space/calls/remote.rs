@@ -12,6 +12,7 @@ use crate::protection::{Access, Protection};
 use crate::space::calls::pin::NotPinned;
 use crate::space::{AddressSpace, PinnedPage, fault::FaultError};
 use core::ops::Range;
+use smallvec::SmallVec;
 
 /// The reason why not a single byte was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,14 +32,14 @@ impl RemoteError {
 }
 
 /// The number of pages that are pinned together, before a byte of them is copied. Linux takes 1024.
-const RUN: usize = 8;
+const RUN: usize = 4;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Copies bytes at `address` out (process_vm_readv of one piece). Stops at the first page that cannot be had, and returns
     /// the number of bytes copied.
     ///
     /// The mapping must be readable; it is not enough that it can be written or executed. Waits for the I/O of the pages, and
-    /// holds nothing then but pins on up to fifteen pages before the one that it waits for. If a page has as many pins as can
+    /// holds nothing then but pins on up to seven pages before the one that it waits for. If a page has as many pins as can
     /// be counted, waits until there are fewer, and holds nothing then.
     ///
     /// # Errors
@@ -74,39 +75,39 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         // fork copies a page that is written through a pin of the kind that fork looks for. It may share a page that is only
         // read.
         let reference = if access == Access::Write { Reference::IoPin } else { Reference::Pin };
+        let end_of_part =
+            |at: VirtAddr, from: usize| length.min(from + (PAGE_SIZE - at.offset_in_page()) as usize);
         while done < length {
-            let mut run = [const { None }; RUN];
-            let (mut pinned, mut stopped, mut full) = (done, None, None);
-            for place in &mut run {
-                let at = address.checked_add(pinned as u64).filter(|_| pinned < length);
-                let Some(at) = at else { break };
+            let mut run = SmallVec::<[PinnedPage<H>; RUN]>::new();
+            let (mut pinned, mut stopped) = (done, None);
+            while run.len() < RUN && pinned < length {
+                let Some(at) = address.checked_add(pinned as u64) else { break };
                 match self.pin_with(at, (access, rights), reference) {
                     Ok(page) => {
-                        let offset = at.offset_in_page() as usize;
-                        let end = length.min(pinned + PAGE_SIZE as usize - offset);
-                        *place = Some((page, offset, pinned..end));
-                        pinned = end;
+                        pinned = end_of_part(at, pinned);
+                        run.push(page);
                     }
-                    Err(NotPinned::Fault(error)) => {
-                        stopped = Some(error);
-                        break;
-                    }
-                    Err(NotPinned::Full(page)) => {
-                        full = Some(page);
+                    Err(why) => {
+                        stopped = Some(why);
                         break;
                     }
                 }
             }
-            if let Some(page) = full {
-                run.iter_mut().for_each(|place| *place = None);
-                // Two threads that each keep pins and wait for one more could wait for each other, so pins are dropped first.
-                let dying = &self.0.space_flags.dying;
-                self.0.engine.wait_for_place(page, Some(dying));
-                if !dying.is_set() {
-                    continue;
+            let stopped = match stopped {
+                None => None,
+                Some(NotPinned::Fault(error)) => Some(error),
+                Some(NotPinned::Full(page)) => {
+                    // Two threads that each keep pins and wait for one more could wait for each other, so pins are dropped first.
+                    run.clear();
+                    pinned = done;
+                    let dying = &self.0.space_flags.dying;
+                    self.0.engine.wait_for_place(page, Some(dying));
+                    if !dying.is_set() {
+                        continue;
+                    }
+                    Some(FaultError::Exited { address })
                 }
-                (pinned, stopped) = (done, Some(FaultError::Exited { address }));
-            }
+            };
             if pinned == done {
                 return match (done, stopped) {
                     (0, error) => Err(RemoteError {
@@ -116,10 +117,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     _ => Ok(done),
                 };
             }
-            for (page, offset, part) in run.iter_mut().filter_map(Option::take) {
-                let copied = copy(&page, offset, part.clone());
-                done += copied;
-                if copied < part.len() {
+            for page in &run {
+                let at = address.checked_add(done as u64).unwrap_or(address);
+                let end = end_of_part(at, done);
+                done += copy(page, at.offset_in_page() as usize, done..end);
+                if done < end {
                     let address = address.checked_add(done as u64).unwrap_or(address);
                     let lost = RemoteError { address, error: FaultError::Lost { address } };
                     return if done == 0 { Err(lost) } else { Ok(done) };

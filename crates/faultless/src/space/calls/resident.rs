@@ -45,7 +45,7 @@ impl ResidentError {
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Returns for each page of `length` bytes at `address` whether an access would need no read (mincore): the mapping has a
-    /// page, or its file has the page in memory.
+    /// page, or its file has the page in memory, or the page is in swap space and its bytes are in memory too.
     ///
     /// A page of untouched anonymous memory is not in memory, and neither is a guard page. A foreign frame is not in memory, as
     /// on Linux, where mincore skips VM_PFNMAP. Each answer was true at some moment during the call. Waits for nothing.
@@ -85,7 +85,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     || vma.mapping().file_page(page).is_some_and(|(file, page)| file.is_cached(page));
                 answers.push(match entry.unwrap_or(Entry::EMPTY).kind() {
                     EntryKind::Page(_) | EntryKind::Kept(_) => true,
-                    EntryKind::Foreign(_) | EntryKind::Swapped(..) => false,
+                    EntryKind::Foreign(_) => false,
+                    EntryKind::Swapped(slot, _) => self.engine().is_slot_in_memory(slot),
                     EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => is_cached(),
                 });
             }

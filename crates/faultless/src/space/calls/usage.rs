@@ -43,8 +43,14 @@ pub struct MappingUsage {
     pub anonymous: u64,
     /// The figure `proportional` if the mapping is locked, otherwise zero.
     pub locked: u64,
-    /// Anonymous pages whose bytes are in a slot of swap space.
+    /// The part of `proportional` that is of pages whose contents are nowhere else (Pss_Dirty).
+    pub proportional_dirty: u64,
+    /// Resident pages that may be dropped when memory is short, after MADV_FREE (LazyFree).
+    pub lazy_free: u64,
+    /// Anonymous pages that a slot of swap space has, and no entry of the mapping (Swap).
     pub swap: u64,
+    /// The pages of `swap`, each divided by the number of entries that name its slot (SwapPss).
+    pub swap_proportional: u64,
 }
 
 impl MappingUsage {
@@ -60,7 +66,10 @@ impl MappingUsage {
             referenced: 0,
             anonymous: 0,
             locked: 0,
+            proportional_dirty: 0,
+            lazy_free: 0,
             swap: 0,
+            swap_proportional: 0,
         }
     }
 
@@ -68,8 +77,9 @@ impl MappingUsage {
     fn add<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, entry: Entry, others: u64) {
         let frame = match entry.kind() {
             EntryKind::Page(frame) | EntryKind::Kept(frame) => frame,
-            EntryKind::Swapped(..) => {
+            EntryKind::Swapped(slot, _) => {
                 self.swap += PAGE_SIZE;
+                self.swap_proportional += PAGE_SIZE / (space.engine.slot_count(slot).max(1) + others);
                 return;
             }
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => return,
@@ -80,7 +90,7 @@ impl MappingUsage {
         let folio = space.engine.folio(frame);
         // The page may be gone by now, and its frame used otherwise. The figure is one of a moment.
         let mappings = folio.mappings().max(1) + others;
-        let is_anonymous = self.mapping.file.is_none_or(|(file, _)| !folio.is_page_of(file));
+        let is_anonymous = folio.is_anonymous();
         let is_dirty = is_anonymous || entry.has(Entry::DIRTY) || folio.is_dirty();
         *match (mappings > 1, is_dirty) {
             (true, false) => &mut self.shared_clean,
@@ -90,6 +100,8 @@ impl MappingUsage {
         } += PAGE_SIZE;
         self.resident += PAGE_SIZE;
         self.proportional += PAGE_SIZE / mappings;
+        self.proportional_dirty += if is_dirty { PAGE_SIZE / mappings } else { 0 };
+        self.lazy_free += if is_anonymous && folio.may_drop() { PAGE_SIZE } else { 0 };
         self.referenced += if entry.has(Entry::ACCESSED) { PAGE_SIZE } else { 0 };
         self.anonymous += if is_anonymous { PAGE_SIZE } else { 0 };
     }

@@ -104,6 +104,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 
     /// Returns the ends at which the mapping is cut to move the part, and the range of the whole mapping. If the mapping stays,
     /// it joins again at these ends, and nowhere else (Linux cuts nothing then).
+    #[inline(never)]
     fn cuts(&self, Part { source, .. }: Part) -> (Joins, PageRange) {
         let lock = self.lock();
         let vma = self.space.tree.view_locked(&lock.writer).find(source.start());
@@ -236,6 +237,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     }
 
     /// Ends the move when all entries are in their new places. Page work goes on when no processor uses an old translation.
+    #[inline(never)]
     fn end_move(&mut self, part: Part, cuts: Joins) {
         self.lock().moves += 1;
         if !part.keeps {
@@ -251,6 +253,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     }
 
     /// Undoes a move: makes the source, if it was touched, as it was, and the target a hole.
+    #[inline(never)]
     pub fn give_up_move(&mut self, source: Option<(PageRange, Joins)>, target: PageRange) {
         if let Some((source, cuts)) = source {
             self.settle(source, cuts);

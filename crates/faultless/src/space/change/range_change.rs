@@ -260,7 +260,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let Self { space, taken, retired, .. } = self;
         let mut removed = FlushBatch::new(space);
         let taken = taken.over(range);
-        space.sweep(taken, range, |_, _| Entry::EMPTY, |page, old, _| removed.add(page, old));
+        space.empty(taken, (range, range), &mut removed);
         removed.weakened.swept(space, range);
         if let Some(tables) = tables {
             space.unhook_leaves(taken, tables, &mut removed.weakened, retired);

@@ -3,7 +3,7 @@
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::engine::{Engine, RemovedEntries};
-use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Protection;
 use crate::space::fault::shared_table::LeafOf;
 use crate::space::{Space, TreeState};
@@ -17,6 +17,15 @@ pub(in crate::space) type TreeLock<'a> = RangesGuard<'a, TreeState>;
 
 /// The number of VMAs that are excluded in one look at the tree.
 const FEW: usize = 16;
+
+/// The number of entries that are taken out of a table before they are noted together.
+#[cfg(not(loom))]
+const CHUNK: usize = 32;
+#[cfg(loom)]
+const CHUNK: usize = 2;
+
+/// The distance, in entries, at which folios' words are fetched ahead of the entry that is taken out.
+const AHEAD: u64 = 8;
 
 /// Pages whose translations were weakened, and pages of leaf tables that are unhooked. A processor may still use the
 /// old translations until they are invalidated.
@@ -69,13 +78,32 @@ pub(in crate::space) struct FlushBatch<'a, H: Host, D: LockingDesign> {
     entries: RemovedEntries,
     /// The pages of the entries, and those of tables that were unhooked.
     pub weakened: Weakened,
+    /// The number of entries with a page that came here so far.
+    pub count: u64,
 }
 
 impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
     /// Makes an empty batch.
     #[inline]
     pub fn new(space: &'a Space<H, D>) -> Self {
-        Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
+        Self { space, entries: RemovedEntries::default(), weakened: Weakened::new(), count: 0 }
+    }
+
+    /// Takes over the counts of `entries`, which were in `part` and hold pages.
+    #[inline]
+    fn add_all(&mut self, part: PageRange, entries: &[Entry]) {
+        if entries.is_empty() {
+            return;
+        }
+        if !self.entries.has_room_for(entries.len()) {
+            self.flush();
+        }
+        self.entries.push_all(entries);
+        self.count += entries.len() as u64;
+        // The mutant takes an absent page for one that no processor uses.
+        if !mutant!("slots_without_invalidate") || entries.iter().any(|entry| !entry.is_absent()) {
+            self.weakened.touch_all(part);
+        }
     }
 
     /// Takes over the count of `entry`, which was at `page`. An absent page is invalidated like a present one.
@@ -87,6 +115,7 @@ impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
             self.flush();
         }
         self.entries.push(entry);
+        self.count += 1;
         // The mutant takes an absent page for one that no processor uses.
         if !entry.is_absent() || !mutant!("slots_without_invalidate") {
             self.weakened.touch(page);
@@ -224,6 +253,70 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
         });
+    }
+
+    /// Takes all entries of the range taken out, and waits where an entry has the bit. All of `gone`, which covers the range, is a
+    /// hole or BUSY: if a table that other spaces share has to be replaced, entries of `gone` are not copied. When it returns,
+    /// any thread that looked the old mapping up has finished.
+    pub(in crate::space) fn empty(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        (range, gone): (PageRange, PageRange),
+        removed: &mut FlushBatch<'_, H, D>,
+    ) {
+        debug_assert!(taken.range().covers(range) && gone.covers(range));
+        self.each_table(taken, range, |part| {
+            // As in `sweep`, of which this is the form for entries that all go.
+            let becomes = |page, entry| if gone.contains(page) { Entry::EMPTY } else { entry };
+            let changes = |_, entry| entry != Entry::EMPTY;
+            if self.has_shared_table(taken, part.start()) && !self.own_table(part, becomes, changes) {
+                return;
+            }
+            let Some(leaf) = self.table.leaf(taken, part.start()) else { return };
+            let mut rest = Some(part);
+            while let Some(part) = rest {
+                let end = PageNumber::new(part.start().get() + CHUNK as u64).min(part.end());
+                rest = PageRange::new(end, part.end());
+                if let Some(chunk) = PageRange::new(part.start(), end) {
+                    self.empty_chunk(leaf, chunk, removed);
+                }
+            }
+        });
+    }
+
+    /// Takes the entries of `chunk` out of `leaf`, which is this space's own.
+    #[inline]
+    fn empty_chunk<'t>(&'t self, leaf: LeafOf<'t, H>, chunk: PageRange, removed: &mut FlushBatch<'_, H, D>) {
+        let (mut entries, mut count) = ([Entry::EMPTY; CHUNK], 0);
+        for page in chunk.iter() {
+            let ahead = PageNumber::new(page.get() + AHEAD);
+            if ahead < chunk.end()
+                && let Some(frame) = self.table.load(leaf, ahead).counted_frame()
+            {
+                self.engine.host().frames().prefetch(frame);
+            }
+            let (mut seen, mut look) = (self.table.load(leaf, page), 0);
+            while seen != Entry::EMPTY {
+                if seen.is_announced() {
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                    seen = self.table.load(leaf, page);
+                    continue;
+                }
+                match self.table.exchange(leaf, page, seen, Entry::EMPTY) {
+                    Err(now) => seen = now,
+                    Ok(()) => {
+                        if seen.holds_page() {
+                            self.leave_home(leaf, page, seen);
+                            entries[count] = seen;
+                            count += 1;
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        removed.add_all(chunk, &entries[..count]);
     }
 
     /// Calls `f` for every leaf table under the range, with the part of the range that it covers. Each is this space's own.

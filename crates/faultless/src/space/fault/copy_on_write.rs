@@ -49,7 +49,7 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
     file: &File<H>,
     page: u64,
 ) -> Result<Step<H>, NotReady> {
-    match find(&work, address, file, page, Reference::Pin) {
+    match find(work.space, work.section(), address, file, page, Reference::Pin) {
         Found::Ready(frame) => {
             let engine = work.engine();
             let step = copy_of(work, frame);

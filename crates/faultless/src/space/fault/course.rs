@@ -9,7 +9,8 @@ use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Capability, LockingDesign};
 use crate::host::{FrameUse, GroupId, Host};
-use crate::page_cache::{Miss, Pin};
+use crate::limit::Event;
+use crate::page_cache::{MOST_TURNS, Miss, Pin};
 use crate::protection::Access;
 use crate::space::AddressSpace;
 use crate::stats::Counter;
@@ -28,6 +29,15 @@ pub(super) struct Course<H: Host, D: LockingDesign> {
     /// Counts the tries that found no memory; `closed` counts those that met a closed record.
     pub look: u32,
     pub closed: u32,
+}
+
+impl<H: Host, D: LockingDesign> Course<H, D> {
+    /// Makes the progress of a fault that has made no try.
+    #[inline]
+    pub fn new(attempt: Attempt) -> Self {
+        let is_counted = attempt.retries > 0;
+        Self { attempt, kept: None, source: None, is_counted, look: 0, closed: 0 }
+    }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -50,13 +60,16 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Step::Owing(replaced) => {
                 course.kept = None;
                 space.after_install(address, replaced);
-                engine.pay_for_high(space.group(), &space.space_flags.dying);
+                engine.pay_debts(space.group(), &space.space_flags.dying);
                 Ok(())
             }
             Step::Failed(error) => Err(error),
             Step::Hole => {
                 // Nothing is held while a mapping above is made longer.
                 course.kept = None;
+                if space.space_flags.dying.is_set() {
+                    return Err(FaultError::Exited { address });
+                }
                 if space.grow_down(page) { Ok(()) } else { Err(FaultError::NoMapping { address }) }
             }
             Step::Blocked => {
@@ -102,18 +115,43 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ) -> Result<(), FaultError> {
         let engine = &self.0.engine;
         let transfers = engine.wait_for_transfers();
-        if !engine.make_room_for(self.0.group(), &mut course.look) {
-            // The state is dropped before the design is asked for it again.
-            course.kept = None;
+        if let Err(full) = engine.make_room(self.0.group(), &mut course.look) {
+            if self.end_a_victim(full, address, course)? {
+                return Ok(());
+            }
             self.refuse_for_memory(address, access);
             return Err(FaultError::OutOfMemory { address });
         }
-        if let Some(seen) = transfers {
+        if let Some(seen) = transfers
+            && !engine.looks_for_worker(course.look)
+            && course.attempt.turns < MOST_TURNS
+        {
             course.kept = None;
             let awaited = Awaited::Memory { seen };
             PendingFault::put(pending, self, (address, access), course.attempt, awaited, None);
         }
         Ok(())
+    }
+
+    /// Ends a space of the group `full`, in which the fault has found no room, if the engine ends spaces. Returns whether the fault tries
+    /// again.
+    fn end_a_victim(
+        &self,
+        full: GroupId,
+        address: VirtAddr,
+        course: &mut Course<H, D>,
+    ) -> Result<bool, FaultError> {
+        let dying = &self.0.space_flags.dying;
+        // The state is dropped before the design is asked for it again, and before a space is ended.
+        course.kept = None;
+        let is_relieved = self.0.engine.end_a_victim(full, dying, &mut course.attempt.turns);
+        if dying.is_set() {
+            return Err(FaultError::Exited { address });
+        }
+        if is_relieved {
+            course.look = 0;
+        }
+        Ok(is_relieved)
     }
 
     /// Begins to read the page that a slot has, unless that has happened meanwhile.
@@ -129,15 +167,16 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let engine = &space.engine;
         if !core::mem::replace(&mut course.is_counted, true) {
             engine.counters().add(Counter::MajorFaults, 1);
+            engine.sections().groups().note(space.group(), Event::MajorFault, 1);
         }
         let (frame, started) = match engine.pin_cached(name.slot) {
             Cached::Pinned(frame) => (frame, false),
             Cached::Busy => return Ok(()),
             Cached::Absent => {
                 let group = self.0.group();
-                if group != GroupId::ROOT && engine.owes() {
+                if engine.owes() {
                     course.kept = None;
-                    engine.pay_for_high(group, &self.0.space_flags.dying);
+                    engine.pay_debts(group, &self.0.space_flags.dying);
                 }
                 let Some(frame) = engine.take_frame(group, FrameUse::Anonymous) else {
                     return self.make_room((address, access), course, pending);
@@ -185,15 +224,42 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
-        let (space, page, attempt) = (&*self.0, address.page(), course.attempt);
+        let (space, attempt) = (&*self.0, course.attempt);
         if absent.why == NotReady::Absent && !core::mem::replace(&mut course.is_counted, true) {
             space.engine.counters().add(Counter::MajorFaults, 1);
+            space.engine.sections().groups().note(space.group(), Event::MajorFault, 1);
+        }
+        if space.engine.owes() {
+            course.kept = None;
+            space.engine.pay_debts(space.group(), &space.space_flags.dying);
         }
         let after = absent.after::<D>(attempt);
         // State that was kept while memory was short is not kept through this wait.
-        let mut kept = course.kept.take().filter(|_| after == AfterIo::Hold);
-        let refused = |absent: &Absent<H>| space.refuse(page, |work| absent.is_wanted(work, access));
-        let awaited = match absent.file.read(absent.page, attempt.retries > 0, attempt.ticket) {
+        let kept = course.kept.take().filter(|_| after == AfterIo::Hold);
+        let read = absent.file.read(absent.page, attempt.retries > 0, (attempt.ticket, space.group()));
+        let read = match read {
+            Err(Miss::Queue(_)) if attempt.turns >= MOST_TURNS => Err(Miss::OutOfMemory(Some(GroupId::ROOT))),
+            read => read,
+        };
+        self.go_on_after_read((address, access), read, absent, kept, course, pending)
+    }
+
+    /// Goes on with a fault that has begun to read a page, or could not. Not inlined, so that its frame is off the stack while room for
+    /// the page is made.
+    #[inline(never)]
+    fn go_on_after_read(
+        &self,
+        (address, access): (VirtAddr, Access),
+        read: Result<(Pin<H>, bool), Miss>,
+        absent: Absent<H>,
+        mut kept: Option<D::Kept>,
+        course: &mut Course<H, D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let (space, page, attempt) = (&*self.0, address.page(), course.attempt);
+        let after = absent.after::<D>(attempt);
+        let refused = |absent: &Absent<H>| space.refuse(page, |work| absent.is_wanted_by(work, access));
+        let awaited = match read {
             // The page was read or unlocked meanwhile. The resumed fault keeps the pin all the same: it must not lose the page
             // again.
             Ok((pin, _))
@@ -210,8 +276,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 refused(&absent);
                 return Err(past_end(address, &absent.file, absent.page));
             }
-            Err(Miss::OutOfMemory) => {
+            Err(Miss::OutOfMemory(full)) => {
                 drop(kept);
+                if let Some(full) = full
+                    && self.end_a_victim(full, address, course)?
+                {
+                    return Ok(());
+                }
                 refused(&absent);
                 return Err(FaultError::OutOfMemory { address });
             }
@@ -222,7 +293,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     Miss::Full(full) => Awaited::Place { full },
                     Miss::Queue(seen) => Awaited::Memory { seen },
                     Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
-                    Miss::PastEnd | Miss::OutOfMemory => unreachable!("matched above"),
+                    Miss::PastEnd | Miss::OutOfMemory(_) => unreachable!("matched above"),
                 }
             }
         };

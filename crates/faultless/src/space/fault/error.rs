@@ -70,7 +70,7 @@ pub enum FaultError {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// The space has exited while the access waited (the process was killed).
+    /// The space has exited, before the access or while it waited (the process was killed).
     #[error("the space has exited, and with it the access to {address}")]
     Exited {
         /// The address of the access.

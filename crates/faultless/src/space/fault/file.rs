@@ -7,8 +7,10 @@ use crate::frame::Reference;
 use crate::host::{Entry, Frame, Host};
 use crate::page_cache::{File, Full, Miss};
 use crate::protection::{Access, Protection, Sharing};
+use crate::space::Space;
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::Announced;
+use crate::sync::Section;
 
 /// The reason why a fault on a page of a file has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +31,7 @@ pub(super) fn map<H: Host, D: LockingDesign>(
     page: u64,
     access: Access,
 ) -> Result<Step<H>, NotReady> {
-    let frame = match find(&work, address, file, page, Reference::Mapping) {
+    let frame = match find(work.space, work.section(), address, file, page, Reference::Mapping) {
         Found::Ready(frame) => frame,
         Found::NotReady(why) => return Err(why),
         Found::NoMemory => return Ok(Step::NeedMemory),
@@ -61,14 +63,9 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
         }
         rights |= Entry::WRITE;
     }
-    let (new, section) = (Entry::mapping(frame, rights), work.section());
+    let new = Entry::mapping(frame, rights);
     Ok(match work.install(new) {
-        Ok(old) => {
-            if engine.reclaims_files() && !file.is_in_memory() {
-                engine.arrived(section, frame, engine.folio(frame));
-            }
-            Step::Done(super::outlived(engine, old, new))
-        }
+        Ok(old) => Step::Done(super::outlived(engine, old, new)),
         Err(_) => {
             engine.put(frame, Reference::Mapping);
             Step::NeedMemory
@@ -112,12 +109,13 @@ pub(super) enum Found {
     PastEnd(FaultError),
 }
 
-/// Looks for a page while announced. `address` is the address of the access.
+/// Looks for a page while announced, or with a shared table locked. `address` is the address of the access.
 ///
 /// The look comes after the fence that follows the bit. Truncation lowers the length and detaches pages before it looks at the
-/// entry. So either the truncation is seen here, or it finds the bit.
+/// entry. So either the truncation is seen here, or it finds the bit. In a shared table, it finds the table locked.
 pub(super) fn find<H: Host, D: LockingDesign>(
-    work: &Announced<'_, H, D>,
+    space: &Space<H, D>,
+    section: &Section<'_>,
     address: VirtAddr,
     file: &File<H>,
     page: u64,
@@ -127,11 +125,11 @@ pub(super) fn find<H: Host, D: LockingDesign>(
         return Found::PastEnd(super::past_end(address, file, page));
     }
     if file.is_in_memory() {
-        return match file.make_page(page, reference) {
+        return match file.make_page(page, reference, || space.take_file_frame(section)) {
             Ok(frame) => Found::Ready(frame),
             Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
             Err(Miss::Full(_)) => Found::NotReady(NotReady::Absent),
-            Err(Miss::OutOfMemory | Miss::Queue(_) | Miss::Forbidden) => Found::NoMemory,
+            Err(Miss::OutOfMemory(_) | Miss::Queue(_) | Miss::Forbidden) => Found::NoMemory,
         };
     }
     match file.find(page, reference) {
@@ -140,12 +138,12 @@ pub(super) fn find<H: Host, D: LockingDesign>(
         Err(Full { .. }) => Found::NotReady(NotReady::Absent),
         Ok(None) => Found::NotReady(NotReady::Absent),
         Ok(Some(frame)) => {
-            let folio = work.engine().folio(frame);
+            let folio = space.engine.folio(frame);
             let (ready, locked) = (folio.is_uptodate(), D::LOCKS_FOLIOS && folio.is_locked());
             if ready && !locked {
                 return Found::Ready(frame);
             }
-            work.engine().put(frame, reference);
+            space.engine.put(frame, reference);
             Found::NotReady(if ready { NotReady::Locked } else { NotReady::Absent })
         }
     }

@@ -10,9 +10,11 @@ mod file;
 pub(in crate::space) mod first_page;
 pub(in crate::space) mod page_work;
 mod pending;
+pub(in crate::space) mod shared_page;
 pub(in crate::space) mod shared_table;
 mod swap_ahead;
 mod swapped;
+pub(in crate::space) mod unshare;
 
 pub use error::{FaultError, Signal};
 pub use pending::PendingFault;
@@ -25,13 +27,25 @@ use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::{Announced, Leaves, Refused};
+use crate::space::fault::shared_page::{SharedPage, SharedWork};
 use crate::space::{AddressSpace, Space};
 use crate::stats::Counter;
 use crate::sync::Shared;
-use crate::vma::{AnonRecord, Backing};
+use crate::vma::{AnonRecord, Backing, Mapping, Vma};
 use course::Course;
 use file::NotReady;
 use swapped::SlotName;
+
+/// Returns the step of a fault on a page of `file` that the mapping shows, and that cannot be mapped yet.
+fn wait<H: Host, D: LockingDesign>(
+    vma: &Vma<H, D>,
+    file: &Shared<File<H>>,
+    page: u64,
+    why: NotReady,
+) -> Step<H> {
+    let serial = vma.mapping().serial;
+    Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
+}
 
 /// The result of a fault.
 pub enum Fault<H: Host, D: LockingDesign = Faultless> {
@@ -45,7 +59,7 @@ pub enum Fault<H: Host, D: LockingDesign = Faultless> {
 pub(in crate::space) enum Step<H: Host> {
     /// The fault is done. The translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
-    /// The fault is done, as with `Done`. Its group is over high: the thread reclaims or sleeps, holding nothing.
+    /// The fault is done, as with `Done`. The thread has put work off until it holds nothing ([`Engine::pay_debts`]).
     Owing(Option<Entry>),
     /// The mapping changed during the try.
     LookAgain,
@@ -78,21 +92,25 @@ pub(in crate::space) struct Absent<H: Host> {
 impl<H: Host> Absent<H> {
     /// Returns whether the fault may map the page (rule 8): the file, page, rights, access and serial are as they were, and the
     /// entry is empty.
-    pub fn is_wanted<D: LockingDesign>(&self, work: &Announced<'_, H, D>, access: Access) -> bool {
-        let mapping = work.vma.mapping();
+    pub fn is_wanted(&self, mapping: &Mapping<H>, page: PageNumber, entry: Entry, access: Access) -> bool {
         let same_page = mapping
-            .file_page(work.page)
+            .file_page(page)
             .is_some_and(|(file, page)| Shared::ptr_eq(file, &self.file) && page == self.page);
         same_page
             && mapping.serial == self.serial
             && mapping.protection.allows(access)
-            && match work.entry.kind() {
+            && match entry.kind() {
                 EntryKind::Empty | EntryKind::Gone(_) => true,
                 EntryKind::Guard => mutant!("resume_over_guard"),
                 EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Swapped(..) | EntryKind::Kept(_) => {
                     false
                 }
             }
+    }
+
+    /// Returns the result of [`Absent::is_wanted`] for an announced page.
+    pub fn is_wanted_by<D: LockingDesign>(&self, work: &Announced<'_, H, D>, access: Access) -> bool {
+        self.is_wanted(work.vma.mapping(), work.page, work.entry, access)
     }
 
     /// Returns whether the page still has to be waited for.
@@ -156,6 +174,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         while pending.is_some() {
             PendingFault::wait_in(&mut pending)?;
         }
+        // It is empty, which the compiler cannot see.
+        core::mem::forget(pending);
         Ok(())
     }
 
@@ -175,8 +195,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if !self.0.whole().contains(address.page()) {
             return Err(FaultError::NoMapping { address });
         }
-        let mut course =
-            Course { attempt, kept: None, source: None, is_counted: attempt.retries > 0, look: 0, closed: 0 };
+        let mut course = Course::new(attempt);
         loop {
             match self.0.try_fault(address, access, &mut course) {
                 Step::Done(replaced) => {
@@ -210,14 +229,34 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if !work.attempt.only.admits(work.vma.mapping()) {
                 return Step::Done(None);
             }
+            let section = work.section();
             match classify(&work, address, access) {
-                Ok(class) => finish(work, class, address),
+                Ok(class) => match finish(work, class, address) {
+                    Step::Done(old) if section.stock().owes() => Step::Owing(old),
+                    step => step,
+                },
                 Err(step) => step,
             }
         };
+        let read = |work: &SharedPage<'_, H, D>| shared_page::read(work, address, access);
+        let read: SharedWork<'_, H, D, _> = &read;
+        let shared = (access != Access::Write && !course.attempt.unshares).then_some(read);
+        self.try_with(address.page(), course, Leaves::Make, work, shared)
+    }
+
+    /// Makes one try of `work`, which comes to the page as a fault does. In a leaf table that others have too, it asks `shared` first.
+    #[inline(always)]
+    fn try_with(
+        &self,
+        page: PageNumber,
+        course: &mut Course<H, D>,
+        leaves: Leaves,
+        work: impl Fn(Announced<'_, H, D>) -> Step<H>,
+        shared: Option<SharedWork<'_, H, D, Step<H>>>,
+    ) -> Step<H> {
         let has_kept = course.kept.is_some();
         let attempt = &mut course.attempt;
-        match self.page_work(address.page(), attempt, Leaves::Make, has_kept, work, keeps::<H, D>) {
+        match self.page_work_or_shared(page, attempt, leaves, has_kept, work, shared, keeps::<H, D>) {
             Ok(worked) => {
                 if worked.kept.is_some() {
                     course.kept = worked.kept;
@@ -408,10 +447,8 @@ fn finish<H: Host, D: LockingDesign>(
     class: Class<'_, H>,
     address: VirtAddr,
 ) -> Step<H> {
-    let serial = work.vma.mapping().serial;
-    let wait = |file: &Shared<File<H>>, page, why| {
-        Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
-    };
+    let vma = work.vma;
+    let wait = |file: &Shared<File<H>>, page, why| wait(vma, file, page, why);
     match class {
         Class::Refused(error) => {
             work.refuse();
@@ -494,9 +531,6 @@ fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Fram
             };
             if engine.reclaims() {
                 engine.arrived(section, frame, folio);
-                if section.stock().owes() {
-                    return Step::Owing(old);
-                }
             }
             Step::Done(old)
         }

@@ -5,6 +5,7 @@ use crate::design::{Attempt, Blocked, Capability, LockingDesign};
 use crate::engine::Engine;
 use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
 use crate::space::Space;
+use crate::space::fault::shared_page::{SharedPage, SharedWork};
 use crate::space::fault::shared_table::LeafOf;
 use crate::sync::Section;
 use crate::sync::fence_after_rmw;
@@ -60,20 +61,10 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         self.section
     }
 
-    /// Allocates a frame that the space's group pays for. Its folio is to get the group. Returns `None` if there is no frame, or if the
-    /// group or one above it is at max. Does not sleep.
+    /// Allocates a frame, as [`Space::take_frame`] does.
     #[inline]
     pub fn take_frame(&self, purpose: FrameUse) -> Option<Frame> {
-        let (space, section) = (self.space, self.section);
-        let group = space.group();
-        if group != GroupId::ROOT && !section.stock().take(group) && !space.charge_more(section) {
-            return None;
-        }
-        let frame = space.engine.frames().allocate(group, purpose);
-        if frame.is_none() {
-            space.uncharge();
-        }
-        frame
+        self.space.take_frame(self.section, purpose)
     }
 
     /// Returns the home of the folio that the entry maps.
@@ -117,9 +108,32 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
     }
 }
 
-/// The rare steps of [`Announced::take_frame`]. Their only argument is one that a fault has at hand, so that a fault in no group
-/// keeps nothing for them.
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Allocates a frame that the space's group pays for. Its folio is to get the group. Returns `None` if there is no frame, or if the
+    /// group or one above it is at max. Does not sleep.
+    #[inline]
+    fn take_frame(&self, section: &Section<'_>, purpose: FrameUse) -> Option<Frame> {
+        let group = self.group();
+        if group != GroupId::ROOT && !section.stock().take(group) && !self.charge_more(section) {
+            return None;
+        }
+        let frame = self.engine.frames().allocate(group, purpose);
+        if frame.is_none() {
+            self.uncharge();
+        }
+        frame
+    }
+
+    /// Allocates a frame for a page of a file, as [`Space::take_frame`] does, and counts it as such.
+    pub(super) fn take_file_frame(&self, section: &Section<'_>) -> Option<Frame> {
+        let frame = self.take_frame(section, FrameUse::File)?;
+        self.engine.begin_charge_of_file_page(section, self.group(), frame);
+        Some(frame)
+    }
+
+    // The rare steps of `take_frame`. Their only argument is one that a fault has at hand, so that a fault in no group keeps nothing
+    // for them.
+
     #[cold]
     #[inline(never)]
     fn charge_more(&self, section: &Section<'_>) -> bool {
@@ -130,7 +144,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     #[inline(never)]
     fn uncharge(&self) {
         if self.group() != GroupId::ROOT {
-            self.engine.uncharge_page(self.group());
+            self.engine.uncharge_page(self.group(), false);
         }
     }
 }
@@ -192,6 +206,9 @@ impl<R, K> From<Blocked> for AnnounceOutcome<R, K> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Announces `page`, looks its VMA up, and calls `work` once. `holding` says that what the design needs has been held since
     /// before a wait. `keeps` returns whether it is to be held on after this result.
+    ///
+    /// If others have the leaf table too, the space gets a table of its own first.
+    #[inline]
     pub(in crate::space) fn page_work<R>(
         &self,
         page: PageNumber,
@@ -201,9 +218,26 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: impl Fn(Announced<'_, H, D>) -> R,
         keeps: impl Fn(&R, Attempt) -> bool,
     ) -> Result<Worked<R, D::Kept>, Refused> {
+        self.page_work_or_shared(page, attempt, leaves, holding, work, None, keeps)
+    }
+
+    /// Does page work as [`Space::page_work`] does. If others have the leaf table too, it asks `shared` first, under the lock of the
+    /// table. The table stays shared if `shared` returns a result.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the parts of page work; its callers are few")]
+    pub(in crate::space) fn page_work_or_shared<R>(
+        &self,
+        page: PageNumber,
+        attempt: &mut Attempt,
+        leaves: Leaves,
+        holding: bool,
+        work: impl Fn(Announced<'_, H, D>) -> R,
+        shared: Option<SharedWork<'_, H, D, R>>,
+        keeps: impl Fn(&R, Attempt) -> bool,
+    ) -> Result<Worked<R, D::Kept>, Refused> {
         let mut look = 0;
         loop {
-            let tried = self.announce(page, *attempt, leaves, holding, &work, &keeps);
+            let tried = self.announce(page, *attempt, leaves, holding, (&work, shared), &keeps);
             match tried {
                 AnnounceOutcome::Worked(worked) => return Ok(worked),
                 AnnounceOutcome::Refused(refused) => return Err(refused),
@@ -254,6 +288,38 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.table.make_leaf(section, page).map_err(|OutOfMemory| Unmade::Refused(Refused::OutOfMemory))
     }
 
+    /// Locks the shared table with `leaf`, looks the VMA up, and calls `shared` once. Returns the result, `Ok(None)` if the work needs
+    /// a table of the space's own, or the reason why nothing was done.
+    #[cold]
+    #[inline(never)]
+    fn work_in_shared<'s, R>(
+        &'s self,
+        section: &'s Section<'_>,
+        leaf: LeafOf<'s, H>,
+        (page, attempt): (PageNumber, Attempt),
+        found: Option<&'s Vma<H, D>>,
+        confirm: &dyn Fn() -> Result<(), Blocked>,
+        shared: SharedWork<'_, H, D, R>,
+    ) -> Result<Option<R>, AnnounceOutcome<R, D::Kept>> {
+        let mut locked = Some(self.table.try_lock_shared(leaf).ok_or(AnnounceOutcome::Bit)?);
+        if mutant!("shared_fault_not_locked") {
+            locked = None;
+        }
+        // No fence is needed here. Range work that changes the entry takes the lock, whether or not the page is there; if it comes
+        // first, the lock was refused above. Range work that does not change the entry leaves its rights to all mappings.
+        let vma = found.or_else(|| self.tree.view(section).find(page)).ok_or(AnnounceOutcome::Again)?;
+        if vma.is_busy() {
+            return Err(AnnounceOutcome::Busy);
+        }
+        confirm().map_err(AnnounceOutcome::from)?;
+        let entry = self.table.load(leaf, page);
+        // Page work that came before the table was shared lets go without a change.
+        if entry.is_announced() {
+            return Err(AnnounceOutcome::Bit);
+        }
+        Ok(shared(&SharedPage { space: self, page, vma, entry, attempt, leaf, section, locked }))
+    }
+
     /// Makes one try, step by step as in docs/protocol.md.
     fn announce<R>(
         &self,
@@ -261,7 +327,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         attempt: Attempt,
         leaves: Leaves,
         holding: bool,
-        work: &impl Fn(Announced<'_, H, D>) -> R,
+        (work, shared): (&impl Fn(Announced<'_, H, D>) -> R, Option<SharedWork<'_, H, D, R>>),
         keeps: &impl Fn(&R, Attempt) -> bool,
     ) -> AnnounceOutcome<R, D::Kept> {
         let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, page, attempt));
@@ -289,6 +355,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if self.table.is_shared(leaf) {
             if found.or_else(|| view.find(page)).is_none() {
                 return AnnounceOutcome::Refused(Refused::Hole);
+            }
+            if let Some(shared) = shared {
+                let confirm = || outside.as_ref().map_or(Ok(()), |outside| D::confirm(&self.lock, outside));
+                match self.work_in_shared(&section, leaf, (page, attempt), found, &confirm, shared) {
+                    Ok(None) => {}
+                    Ok(Some(result)) => {
+                        let kept = match (outside, inside) {
+                            (Some(outside), Some(inside)) if keeps(&result, attempt) => {
+                                D::keep(&self.lock, outside, inside)
+                            }
+                            _ => None,
+                        };
+                        return AnnounceOutcome::Worked(Worked { result, kept });
+                    }
+                    Err(not_yet) => return not_yet,
+                }
             }
             return match self.try_unshare(&section, leaf, page, |_, entry| entry) {
                 Unshared::Own => AnnounceOutcome::Again,

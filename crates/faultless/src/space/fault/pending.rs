@@ -8,13 +8,15 @@ use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Faultless, LockingDesign};
 use crate::engine::{Engine, Notice};
 use crate::frame::Reference;
-use crate::host::{EntryKind, Host, OutOfMemory, Sleeper};
+use crate::host::{Entry, EntryKind, Host, OutOfMemory, Sleeper};
 use crate::page_cache::{AwaitedTurn, File, Full, HAS_TURN, NEWCOMER, Pin, Turn};
 use crate::protection::Access;
 use crate::space::fault::page_work::{Announced, Leaves, Worked};
+use crate::space::fault::shared_page::{SharedPage, SharedWork};
 use crate::stats::Counter;
 use crate::store::StoreError;
-use crate::sync::{Shared, Weak, try_box};
+use crate::sync::{Section, Shared, Weak, try_box};
+use crate::vma::Mapping;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
@@ -210,6 +212,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         if let Some(pending) = place {
             pending.attempt.ticket = ticket;
             if let Awaited::Memory { seen } = pending.awaited {
+                pending.attempt.turns = pending.attempt.turns.saturating_add(1);
                 turn.failed(seen);
             }
         }
@@ -222,7 +225,13 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let space = fault.space.upgrade().map(AddressSpace).filter(|_| !fault.is_given_up());
         let space = space.ok_or(FaultError::Exited { address })?;
         match fault.after_wait(&space)? {
-            None => Ok(()),
+            None => {
+                let engine = &space.0.engine;
+                if engine.owes() {
+                    engine.pay_debts(space.0.group(), &space.0.space_flags.dying);
+                }
+                Ok(())
+            }
             // The pin stays until then, so that a page still needed is found.
             Some((attempt, _pin)) => space.fault_from(address, access, attempt, place),
         }
@@ -257,7 +266,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             }
             Some(error) => {
                 drop(kept);
-                space.0.refuse(address.page(), |work| absent.is_wanted(work, access));
+                space.0.refuse(address.page(), |work| absent.is_wanted_by(work, access));
                 return Err(match error {
                     StoreError::PastEnd { .. } if absent.page >= absent.file.pages() => {
                         past_end(address, &absent.file, absent.page)
@@ -312,31 +321,45 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         address: VirtAddr,
         access: Access,
-        mut attempt: Attempt,
+        attempt: Attempt,
         pin: &Pin<H>,
         name: SlotName,
         holding: bool,
     ) -> bool {
-        let map = |work: Announced<'_, H, D>| {
+        let is_same = |mapping: &Mapping<H>, entry: Entry, section: &Section<'_>| {
             // The mutant compares the slot's number only.
-            let is_number = mutant!("resumes_by_number");
-            let is_there = match work.entry.kind() {
+            let is_there = match entry.kind() {
                 EntryKind::Swapped(slot, generation) => {
-                    slot == name.slot && (generation == name.generation || is_number)
+                    slot == name.slot && (generation == name.generation || mutant!("resumes_by_number"))
                 }
                 _ => false,
             };
-            let is_same = is_there
-                && work.vma.mapping().protection.allows(access)
-                && work.attempt.only.admits(work.vma.mapping());
+            let is_same = is_there && mapping.protection.allows(access) && attempt.only.admits(mapping);
             if !is_same {
-                work.section().counters().add(Counter::ResumesChanged, 1);
+                section.counters().add(Counter::ResumesChanged, 1);
+                return false;
+            }
+            mutant!("resumes_by_number") || self.engine.folio(pin.frame()).is_of_slot(name.slot)
+        };
+        let map = |work: Announced<'_, H, D>| {
+            is_same(work.vma.mapping(), work.entry, work.section())
+                .then(|| swapped::map_pinned(work, pin.frame(), name, access))
+        };
+        let map_for_all = |work: &SharedPage<'_, H, D>| {
+            if !is_same(work.vma.mapping(), work.entry, work.section) {
+                return Some(None);
+            }
+            if !work.admits(access) {
                 return None;
             }
-            let is_attached = is_number || self.engine.folio(pin.frame()).is_of_slot(name.slot);
-            is_attached.then(|| swapped::map_pinned(work, pin.frame(), name, access))
+            work.map_pinned(pin.frame(), name, Some)
         };
-        let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
+        let map_for_all: SharedWork<'_, H, D, _> = &map_for_all;
+        let shared = (access != Access::Write && !attempt.unshares).then_some(map_for_all);
+        let mut tried = attempt;
+        let page = address.page();
+        let worked =
+            self.page_work_or_shared(page, &mut tried, Leaves::Make, holding, map, shared, |_, _| false);
         match worked {
             // A group over high is paid for by the thread's next fault.
             Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
@@ -353,13 +376,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         address: VirtAddr,
         access: Access,
-        mut attempt: Attempt,
+        attempt: Attempt,
         pin: &Pin<H>,
         absent: &Absent<H>,
         holding: bool,
     ) -> bool {
         let map = |work: Announced<'_, H, D>| {
-            if !absent.is_wanted(&work, access) || !work.attempt.only.admits(work.vma.mapping()) {
+            if !absent.is_wanted_by(&work, access) || !work.attempt.only.admits(work.vma.mapping()) {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
@@ -379,7 +402,27 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             };
             Some(step)
         };
-        let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
+        let map_for_all = |work: &SharedPage<'_, H, D>| {
+            let mapping = work.vma.mapping();
+            if !absent.is_wanted(mapping, work.page, work.entry, access) {
+                work.section.counters().add(Counter::ResumesChanged, 1);
+                return Some(None);
+            }
+            if !work.admits(access) || !matches!(work.entry.kind(), EntryKind::Gone(_)) {
+                return None;
+            }
+            if !absent.file.is_attached(absent.page, pin.frame()) {
+                return Some(None);
+            }
+            self.engine.folio(pin.frame()).try_get(Reference::Mapping).ok()?;
+            work.map_file(&absent.file, pin.frame()).map(Some)
+        };
+        let map_for_all: SharedWork<'_, H, D, _> = &map_for_all;
+        let shared = (access != Access::Write && !attempt.unshares).then_some(map_for_all);
+        let mut tried = attempt;
+        let page = address.page();
+        let worked =
+            self.page_work_or_shared(page, &mut tried, Leaves::Make, holding, map, shared, |_, _| false);
         match worked {
             // A group over high is paid for by the thread's next fault.
             Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {

@@ -1,5 +1,5 @@
-//! Leaf tables that spaces have shared since a fork (docs/fork.md). No entry of a shared table is written. A space that has to
-//! write one gets a table of its own first: page work before it announces, range work before its sweep changes something.
+//! Leaf tables that spaces have shared since a fork (docs/fork.md). No entry of a shared table is written for one space. A space that
+//! has to write one gets a table of its own first: page work before it announces, range work before its sweep changes something.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;

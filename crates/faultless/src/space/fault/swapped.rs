@@ -4,7 +4,8 @@
 use super::{FaultError, Step, install_new, write_right};
 use crate::address::VirtAddr;
 use crate::design::LockingDesign;
-use crate::frame::Reference;
+use crate::engine::Engine;
+use crate::frame::{Folio, Reference};
 use crate::host::{Entry, Frame, FrameUse, Host, Slot};
 use crate::protection::{Access, Protection};
 use crate::space::Space;
@@ -12,6 +13,8 @@ use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::Announced;
 use crate::stats::Counter;
 use crate::swap::Cached;
+use crate::sync::Section;
+use crate::tables::Home;
 
 /// The slot that an entry names, and the generation by which it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub(super) fn map<H: Host, D: LockingDesign>(
     let engine = work.engine();
     match engine.pin_cached(name.slot) {
         Cached::Busy => Step::LookAgain,
-        Cached::Absent => match error_of(work.space, name.slot, address) {
+        Cached::Absent => match error_of(work.space, name, address) {
             Some(error) => {
                 work.refuse();
                 Step::Failed(error)
@@ -53,13 +56,15 @@ pub(super) fn map<H: Host, D: LockingDesign>(
 /// Returns the error of an access to a page whose bytes cannot be had.
 fn error_of<H: Host, D: LockingDesign>(
     space: &Space<H, D>,
-    slot: Slot,
+    SlotName { slot, generation }: SlotName,
     address: VirtAddr,
 ) -> Option<FaultError> {
     if !space.engine.has_slot(slot) {
         return Some(FaultError::Lost { address });
     }
-    space.engine.is_poisoned(slot).map(|error| FaultError::Io { address, error })
+    let is_lost = space.engine.is_slot_lost(slot, generation);
+    let lost = is_lost.then_some(FaultError::Lost { address });
+    space.engine.is_poisoned(slot).map(|error| FaultError::Io { address, error }).or(lost)
 }
 
 /// Maps the folio of the slot that the announced entry names. The caller has pinned the folio; its page is up to date.
@@ -81,15 +86,36 @@ pub(super) fn map_pinned<H: Host, D: LockingDesign>(
     if is_locked && !folio.try_lock() {
         return Step::LookAgain;
     }
-    if work.engine().is_first_use_of_ahead(name.slot) {
-        work.section().counters().add(Counter::SwapAheadHits, 1);
-        work.section().window().hit();
-    }
+    note_first_use(work.engine(), work.section(), name.slot);
     let step = map_locked(work, frame, name, access);
     if is_locked {
         folio.unlock();
     }
     step
+}
+
+/// Counts the first use of a page that was read ahead. An entry names the slot.
+pub(super) fn note_first_use<H: Host>(engine: &Engine<H>, section: &Section<'_>, slot: Slot) {
+    if engine.is_first_use_of_ahead(slot) {
+        section.counters().add(Counter::SwapAheadHits, 1);
+        section.window().hit();
+    }
+}
+
+/// Sets the home of a folio that an entry is about to map, and that entry's home is `home`. Called before the mapping is counted: a
+/// thread that sees the mapping sees this home. `is_mine`: no other entry has the page; `is_unmapped`: none maps it.
+pub(super) fn settle_home<H: Host>(
+    engine: &Engine<H>,
+    folio: &Folio,
+    slot: Slot,
+    (is_mine, is_unmapped): (bool, bool),
+    home: impl FnOnce() -> Home,
+) {
+    if !is_mine && engine.is_slot_moved(slot) {
+        folio.forget_home();
+    } else if is_unmapped {
+        folio.set_home(home());
+    }
 }
 
 fn map_locked<H: Host, D: LockingDesign>(
@@ -110,12 +136,7 @@ fn map_locked<H: Host, D: LockingDesign>(
     if stores && (!is_mine || is_written || mutant!("copies_its_own_page")) {
         return copy(work, frame);
     }
-    // Before the mapping is counted: a thread that sees the mapping sees this home.
-    if !is_mine && engine.is_slot_moved(name.slot) {
-        folio.forget_home();
-    } else if is_unmapped {
-        folio.set_home(work.home());
-    }
+    settle_home(engine, folio, name.slot, (is_mine, is_unmapped), || work.home());
     let mut rights = entry_rights(protection);
     if !folio.begin_mapping(is_mine && !mutant!("reclaim_not_undone")) {
         return Step::NeedMemory;

@@ -422,7 +422,9 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
     }
 
-    /// Replaces the nodes from `left` to `right` on `level` by nodes that hold `middle` between the kept entries.
+    /// Replaces the nodes from `left` to `right` on `level` by nodes that hold `middle` between the kept entries. Inlined, so that
+    /// [`Draft::make`] has one frame on the stack.
+    #[inline(always)]
     fn rebuild<E: Entry<T>>(
         &mut self,
         level: usize,

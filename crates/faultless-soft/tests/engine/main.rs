@@ -1,0 +1,33 @@
+//! The engine on the software machine. The tests are one program, since each program compiles the engine anew.
+#![cfg(not(loom))]
+
+mod background;
+mod dirty;
+mod eviction;
+mod file_refaults;
+mod first_touch;
+mod hammer;
+mod homes;
+mod limit;
+mod limit_files;
+mod mapped;
+mod move_pages;
+mod processors;
+mod progress;
+mod reap;
+mod reclaim_files;
+mod reclaim_order;
+mod reclaim_queues;
+mod remap_limits;
+mod scarce;
+mod stuck;
+mod swap;
+mod swap_ahead;
+mod swap_shared_tables;
+mod swapoff;
+mod unshare;
+mod values;
+mod victim;
+mod waits;
+#[path = "../zeros/mod.rs"]
+mod zeros;

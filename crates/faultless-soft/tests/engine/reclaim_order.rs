@@ -1,0 +1,51 @@
+//! The order in which reclaim tries pages is that which the limits name, and no bytes are lost in any order.
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::stats::Counter;
+use faultless::swap::CompressedMemory;
+use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement, ReclaimOrder};
+use faultless_soft::{Cpu, Soft};
+use std::sync::Arc;
+
+/// Many more than reclaim tries at a time, so that its order matters.
+const FRAMES: u64 = 512;
+const PAGES: u64 = 1024;
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new((1024 + page) * PAGE_SIZE)
+}
+
+/// Stores into all pages, loads them in no order, the first ones more often, and checks all bytes. Returns the number of pages
+/// that came back from swap space.
+fn run(reclaim: ReclaimOrder) -> u64 {
+    let limits = Limits { reclaim, ..Limits::default() };
+    let engine = Engine::new(Soft::with_caches(FRAMES).unwrap(), limits).unwrap();
+    engine.add_swap(Arc::new(CompressedMemory::new(4096, 4096 * PAGE_SIZE as usize).unwrap())).unwrap();
+    assert_eq!(engine.limits().reclaim, reclaim);
+    let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine).unwrap();
+    space.map(MapRequest::anonymous(PAGES * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    (0..PAGES).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+    let mut number = 1_u64;
+    let mut next = || {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (number >> 33) % PAGES
+    };
+    for _ in 0..20_000 {
+        let page = next() * next() / PAGES;
+        assert_eq!(space.load_u64(at(page)), Ok(page + 1), "{reclaim:?}");
+    }
+    space.audit().unwrap();
+    let swap_ins = engine.statistics().get(Counter::SwapIns);
+    drop(space);
+    engine.flush();
+    assert_eq!((engine.frame_usage().used, engine.swap_usage().slots), (1, 0), "{reclaim:?}");
+    swap_ins
+}
+
+#[test]
+fn an_engine_has_the_order_of_its_limits() {
+    let [small_main, generations] = [ReclaimOrder::SmallMain, ReclaimOrder::Generations].map(run);
+    assert_eq!(run(ReclaimOrder::default()), small_main);
+    assert_ne!(small_main, generations);
+}
