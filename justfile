@@ -92,8 +92,8 @@ asan:
 # Runs the tests of swap, reclaim and limits under ThreadSanitizer (needs a nightly toolchain with rust-src: the standard library is
 # built for it too). It does not know fences: each pair of threads that is ordered by a fence alone looks like a race to it, and a
 # missing fence is no race. loom checks these. It sees only the orders that occur. Give names of tests to run others.
-tsan *TESTS="swap swap_ahead swapoff limit reclaim_files reclaim_order reclaim_queues progress errors hammer":
-    for test in {{TESTS}}; do TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-fences.txt" RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -p faultless-soft --test $test -Zbuild-std --target x86_64-unknown-linux-gnu --target-dir target/tsan || exit 1; done
+tsan *NAMES="swap limit reclaim progress hammer file_refaults liveness":
+    TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-fences.txt" RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -p faultless-soft --test engine --test errors -Zbuild-std --target x86_64-unknown-linux-gnu --target-dir target/tsan -- {{NAMES}} error
 
 # Injects a million I/O errors: reads and writes of swap and of a file, once and for ever. None may be silent.
 errors:

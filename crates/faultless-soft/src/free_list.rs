@@ -206,14 +206,12 @@ impl Held<'_> {
 
     /// Fills the empty cache with the frames from `first` up to `end`, at most a batch.
     pub fn fill(&mut self, first: u64, end: u64) {
+        let (count, last) = ((end - first) as usize, (end - 1) as u32);
         // In reverse, so that the lowest is taken first.
-        let frames = (first..end).rev();
-        self.0
-            .frames
-            .iter()
-            .zip(frames)
-            .for_each(|(place, frame)| place.store(frame as u32, Ordering::Relaxed));
-        self.set_count((end - first) as usize);
+        for (place, back) in self.0.frames[..count].iter().zip(0..) {
+            place.store(last - back, Ordering::Relaxed);
+        }
+        self.set_count(count);
     }
 }
 

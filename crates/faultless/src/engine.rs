@@ -209,6 +209,16 @@ impl<H: Host> Engine<H> {
         Ok(Pinned::new(self.sections.prepare(slot)?, guard))
     }
 
+    /// Counts a fault of this thread. Returns whether the thread has put work off until now ([`Engine::pay_debts`]).
+    ///
+    /// # Errors
+    /// As for [`Engine::prepare`].
+    #[inline]
+    pub(crate) fn begin_fault(&self) -> Result<bool, OutOfMemory> {
+        let (slot, _guard) = self.host.slots().pin();
+        self.sections.begin_fault(slot)
+    }
+
     /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.
     ///
     /// # Safety

@@ -118,6 +118,8 @@ counters! {
     ReclaimLooks = "reclaim_looks",
     /// Pages that reclaim passed over since they had been used.
     PassedYoung = "reclaim_passed_young",
+    /// Pages that reclaim found in use when it looked at the entries around a page that was in use.
+    FoundAround = "reclaim_found_around",
     /// Pages that reclaim passed over since other work was under way on them.
     PassedBusy = "reclaim_passed_busy",
     /// Pages that reclaim passed over since their home led to no entry that maps them.

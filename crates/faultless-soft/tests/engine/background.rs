@@ -1,6 +1,7 @@
 //! Background reclaim: a reserve of free frames, groups below their high limits, and the life of the worker.
 
 use crate::stuck::Stuck;
+use crate::until;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::stats::Counter;
 use faultless::swap::{CompressedMemory, SwapDevice};
@@ -10,7 +11,6 @@ use faultless::{
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 const FRAMES: u64 = 1024;
 
@@ -41,15 +41,6 @@ fn free(engine: &Engine<Soft>) -> u64 {
 
 fn counted(engine: &Engine<Soft>, counter: Counter) -> u64 {
     engine.statistics().get(counter)
-}
-
-/// Waits for another thread to make `is_so` true. Gives up when that takes far longer than it can.
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Two threads each write twice as many pages as there are frames, and read them back.

@@ -1,6 +1,7 @@
 //! Limits of dirty pages: background work writes them in file order, and threads over the limit are slowed down.
 
 use crate::stuck::Stuck;
+use crate::until;
 use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::protection::Protection;
@@ -12,7 +13,6 @@ use faultless_soft::{Cpu, Soft};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
 
 const P: usize = PAGE_SIZE as usize;
 const FRAMES: u64 = 1024;
@@ -155,14 +155,6 @@ fn check(engine: &Engine<Soft>, ram: &Ram, file: &FileRef<Soft>, pages: std::ops
     file.sync().unwrap();
     assert_eq!(engine.dirty_pages(), 0, "pages count as dirty after a sync");
     pages.for_each(|page| assert_eq!(ram.word(page), page + 1, "page {page} is lost"));
-}
-
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Pages are made dirty in any order. The worker writes those above the background share, in the order of the file.

@@ -506,3 +506,88 @@ fn the_smallest_limit_suffices() {
     is_empty(&limit);
     end(&engine);
 }
+
+/// The faults of a group are those of its spaces, whichever thread has them, and the ones of threads that have ended.
+#[test]
+fn faults_are_counted_for_the_group_of_their_space() {
+    const THREADS: u64 = 3;
+    let engine = engine(1024, None);
+    let above = Limit::new(&engine, LimitConfig::max(512)).unwrap();
+    let below = [(); 2].map(|()| above.child(LimitConfig::max(256)).unwrap());
+    let spaces = [space(&engine, &below[0]), space(&engine, &below[1])];
+    let alone = Space::new(&engine).unwrap();
+    map(&alone);
+    let touch = |number: u64| {
+        for page in number * 20..(number + 1) * 20 {
+            // By turns, so that the stock of the thread goes from group to group.
+            for (space, pages) in [(&spaces[0], 1), (&spaces[1], 2), (&alone, 1)] {
+                (0..pages).for_each(|more| {
+                    space.fault_and_wait(at(page + more * 100), Access::Write).unwrap();
+                });
+            }
+        }
+    };
+    let faults = |limit: &Limit| limit.usage().faults;
+    touch(0);
+    assert_eq!((faults(&below[0]), faults(&below[1]), faults(&above)), (20, 40, 60));
+    std::thread::scope(|scope| {
+        for number in 1..THREADS {
+            scope.spawn(move || touch(number));
+        }
+    });
+    assert_eq!((faults(&below[0]), faults(&below[1]), faults(&above)), (60, 120, 180));
+    drop(spaces);
+    engine.flush();
+    assert_eq!((faults(&below[0]), faults(&below[1]), faults(&above)), (60, 120, 180));
+    // A new group may get the record of one that has ended, and has had no fault.
+    drop(below);
+    assert_eq!(faults(&above), 180);
+    for _ in 0..4 {
+        let next = above.child(LimitConfig::max(256)).unwrap();
+        assert_eq!(faults(&next), 0);
+        let space = space(&engine, &next);
+        space.fault_and_wait(at(0), Access::Write).unwrap();
+        assert_eq!(faults(&next), 1);
+    }
+    assert_eq!(faults(&above), 184);
+}
+
+/// No fault is lost from the count when another thread takes the stock of a thread that faults.
+#[test]
+fn faults_are_counted_beside_threads_that_take_stocks() {
+    const ROUNDS: u64 = 2_000;
+    let engine = engine(1024, Some(compressed()));
+    let limit = Limit::new(&engine, LimitConfig::max(200)).unwrap();
+    let space = space(&engine, &limit);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|thread| {
+                let space = &space;
+                scope.spawn(move || {
+                    // At the low limit a fault may fail.
+                    let serve = |round: u64| {
+                        let address = at(thread * 50 + round % 50);
+                        let is_served = space.fault_and_wait(address, Access::Write).is_ok();
+                        space.discard(address, PAGE_SIZE).unwrap();
+                        u64::from(is_served)
+                    };
+                    (0..ROUNDS).map(serve).sum::<u64>()
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            // Below the usage, so that the pages in stocks are taken back.
+            while !is_over.load(Ordering::Relaxed) {
+                for max in [8, 200] {
+                    limit.set(LimitConfig::max(max)).unwrap();
+                }
+            }
+        });
+        let served: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        let served: u64 = served.into_iter().map(Result::unwrap).sum();
+        assert_eq!(limit.usage().faults, served);
+        assert!(served > ROUNDS);
+    });
+}

@@ -9,8 +9,8 @@ use faultless::{
     AddressSpace, Engine, File, FileRef, LimitConfig, Limits, MapRequest, MemoryLimit, MemoryUsage, Placement,
 };
 use faultless_soft::{Cpu, Soft};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 type Space = AddressSpace<Soft, Faultless>;
 
@@ -227,4 +227,56 @@ fn charges_are_zero_after_errors_and_cuts() {
         assert_eq!(pages(limit.usage()), (0, 0), "seed {seed}: {:?}", limit.usage());
         assert_eq!(engine.frame_usage().used, 1);
     }
+}
+
+/// A store that keeps writes until it is told to go on.
+struct KeepsWrites {
+    inner: Arc<Numbers>,
+    kept: Mutex<Vec<Transfer>>,
+}
+
+impl Store for KeepsWrites {
+    fn length(&self) -> Result<u64, StoreError> {
+        self.inner.length()
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        match transfer.bytes() {
+            Bytes::Write(_) => self.kept.lock().unwrap().push(transfer),
+            Bytes::Read(_) => self.inner.submit(transfer),
+        }
+    }
+}
+
+/// Dirty pages, and pages that are being written, are counted for the group that pays for them.
+#[test]
+fn dirty_pages_are_counted_for_the_group_that_pays() {
+    let engine = engine(256);
+    let above = MemoryLimit::new(&engine, LimitConfig::max(128)).unwrap();
+    let groups = [(); 2].map(|()| above.child(LimitConfig::max(64)).unwrap());
+    let store = Arc::new(KeepsWrites { inner: Numbers::new(32, 0), kept: Mutex::default() });
+    let go_on = || {
+        let kept = std::mem::take(&mut *store.kept.lock().unwrap());
+        kept.into_iter().for_each(|write| store.inner.submit(write));
+    };
+    let file = File::open_rw(&engine, store.clone()).unwrap();
+    let request = || MapRequest::shared_file(&file, 0, 32 * PAGE_SIZE, RIGHTS);
+    let [one, two] = [0, 1].map(|group| mapped(&engine, &groups[group], request()));
+    let counts = |limit: &MemoryLimit<Soft>| (limit.usage().dirty, limit.usage().writeback);
+    let all = || (counts(&groups[0]), counts(&groups[1]), counts(&above));
+    (0..3).for_each(|page| one.store_u64(at(page), 7).unwrap());
+    (0..5).for_each(|page| assert!(two.load_u64(at(10 + page)).is_ok()));
+    (0..5).for_each(|page| two.store_u64(at(10 + page), 8).unwrap());
+    // A page that another group pays for.
+    two.store_u64(at(0), 9).unwrap();
+    assert_eq!(all(), ((3, 0), (5, 0), (8, 0)));
+    file.handle().start_sync();
+    assert_eq!(all(), ((0, 3), (0, 5), (0, 8)));
+    go_on();
+    assert_eq!(all(), ((0, 0), (0, 0), (0, 0)));
+    two.store_u64(at(20), 1).unwrap();
+    assert_eq!(all(), ((0, 0), (1, 0), (1, 0)));
+    file.handle().start_sync();
+    go_on();
+    assert_eq!(all(), ((0, 0), (0, 0), (0, 0)));
 }

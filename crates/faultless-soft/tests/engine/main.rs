@@ -10,6 +10,7 @@ mod hammer;
 mod homes;
 mod limit;
 mod limit_files;
+mod liveness;
 mod mapped;
 mod move_pages;
 mod processors;
@@ -31,3 +32,12 @@ mod victim;
 mod waits;
 #[path = "../zeros/mod.rs"]
 mod zeros;
+
+/// Waits for other threads to make `is_so` true. Gives up when that takes far longer than it can.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "never: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}

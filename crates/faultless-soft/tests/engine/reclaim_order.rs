@@ -49,3 +49,40 @@ fn an_engine_has_the_order_of_its_limits() {
     assert_eq!(run(ReclaimOrder::default()), small_main);
     assert_ne!(small_main, generations);
 }
+
+/// With generations, one look at a page in use finds the pages in use around it. They stay, those of the same batch too, and reclaim
+/// does not walk to each of them. The other order walks to each page.
+#[test]
+fn generations_find_pages_in_use_around_one() {
+    let counts = |reclaim: ReclaimOrder| {
+        let engine =
+            Engine::new(Soft::with_caches(4 * PAGES).unwrap(), Limits { reclaim, ..Limits::default() })
+                .unwrap();
+        engine.add_swap(Arc::new(CompressedMemory::new(4096, 4096 * PAGE_SIZE as usize).unwrap())).unwrap();
+        let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine).unwrap();
+        space.map(MapRequest::anonymous(2 * PAGES * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+        (0..2 * PAGES).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+        // Now no page is young.
+        while engine.statistics().get(Counter::PassedYoung) + engine.statistics().get(Counter::FoundAround)
+            < 2 * PAGES
+        {
+            engine.reclaim(0);
+        }
+        let in_use = || (0..2 * PAGES).filter(|page| page % 128 < 64);
+        in_use().for_each(|page| assert_eq!(space.load_u64(at(page)), Ok(page + 1)));
+        let before = engine.statistics();
+        engine.reclaim(PAGES);
+        let after = engine.statistics();
+        let count = |counter| after.get(counter) - before.get(counter);
+        let counts = (count(Counter::PassedYoung), count(Counter::FoundAround));
+        let reads = after.get(Counter::SwapIns);
+        in_use().for_each(|page| assert_eq!(space.load_u64(at(page)), Ok(page + 1)));
+        assert_eq!(engine.statistics().get(Counter::SwapIns), reads, "{reclaim:?}: a page in use was taken");
+        counts
+    };
+    let (young, found) = counts(ReclaimOrder::Generations);
+    assert!(found > 0, "reclaim looks at one entry at a time");
+    assert!(found * 8 > young * 7, "{found} of {young} pages in use were found around another");
+    let (_, found) = counts(ReclaimOrder::SmallMain);
+    assert_eq!(found, 0);
+}

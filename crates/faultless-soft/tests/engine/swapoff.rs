@@ -1,10 +1,11 @@
 //! Devices are removed while spaces use their pages: no bytes are lost, and no call waits for another space.
 
+use crate::until;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::store::FileStore;
 use faultless::swap::{CompressedMemory, RemoveSwapError, StoreDevice, SwapDevice};
-use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
+use faultless::{AddressSpace, Advice, Engine, LimitConfig, Limits, MapRequest, MemoryLimit, Placement};
 use faultless_soft::{Cpu, Soft};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -150,4 +151,34 @@ fn stores_and_forks_beside_removals() {
     space.audit().unwrap();
     drop(space);
     end(&engine);
+}
+
+/// When a device is removed, each group pays for its own pages, also for those that come with the read of another group's page.
+#[test]
+fn each_group_pays_for_its_pages_when_a_device_is_removed() {
+    let (only, _) = file(2 * PAGES);
+    let engine = engine(&only);
+    let groups = [(); 2].map(|()| MemoryLimit::new(&engine, LimitConfig::max(FRAMES)).unwrap());
+    let spaces = [0, 1].map(|group| {
+        let space = Space::new_in(&engine, &groups[group]).unwrap();
+        space.map(MapRequest::anonymous(8 * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+        space
+    });
+    // The slots of one group are next to those of the other. A page that was used needs a second call.
+    let write_out = |space: &Space, page| space.advise(at(page), PAGE_SIZE, Advice::PageOut).unwrap();
+    for page in 0..8 {
+        for space in &spaces {
+            space.store_u64(at(page), page + 1).unwrap();
+            write_out(space, page);
+        }
+    }
+    until("the pages are in swap space", || {
+        spaces.iter().for_each(|space| (0..8).for_each(|page| write_out(space, page)));
+        groups.iter().all(|group| group.usage().swap == 8 && group.usage().resident == 0)
+    });
+    assert_eq!(engine.remove_swap(&only).map(|removed| removed.lost), Ok(0));
+    for (group, space) in groups.iter().zip(&spaces) {
+        assert_eq!(group.usage().resident, 8, "a group pays for pages of another one");
+        check(space, 0..8);
+    }
 }

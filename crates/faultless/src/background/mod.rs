@@ -189,6 +189,15 @@ impl<H: Host> Engine<H> {
         self.background.call(self.host().park());
     }
 
+    /// Returns whether the calling thread is the worker.
+    pub(crate) fn is_worker(&self) -> bool {
+        let background = &self.background;
+        let sleeper = background.sleeper.load(plain::Ordering::Relaxed);
+        background.has_worker()
+            && sleeper == self.host().park().current().0
+            && !mutant!("worker_calls_itself")
+    }
+
     /// Makes the calling thread the worker. It has the place: see [`Background::claim`].
     fn begin_worker(&self) {
         self.background.is_done_by(self.host().park().current());

@@ -90,8 +90,8 @@ impl<H: Host> Engine<H> {
         reclaimed
     }
 
-    /// Calls the worker if the last allocation of this thread has left few frames. For a caller that has announced nothing.
-    pub(crate) fn call_if_few(&self) {
+    /// Calls the worker if there is work for it by the last allocation or store of this thread. For a caller that has announced nothing.
+    pub(crate) fn call_if_owed(&self) {
         let debts = {
             let (slot, _guard) = self.host().slots().pin();
             self.sections().stock(slot).take_debts(Debts::CALL)

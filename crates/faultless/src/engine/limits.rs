@@ -94,7 +94,7 @@ fn share(all: u64, share: u64, whole: u64) -> u64 {
 ///
 /// Above the background share, the background worker writes dirty pages, in the order of each file
 /// ([`Engine::run_background`](crate::Engine::run_background)). The limit also counts pages that are being written. Above it, a thread
-/// that makes pages dirty sleeps after its fault or write, holding nothing, until there are fewer, 10 ms at most. If there is no worker,
+/// that makes pages dirty sleeps at its next fault, or after its write, holding nothing, until there are fewer, 10 ms at most. If there is no worker,
 /// it starts some writes first. So the limit slows threads down, and may be exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyLimits {

@@ -63,6 +63,15 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Counts a fault that this thread was served in a space of `group`. The caller is in no section.
+    pub(crate) fn count_fault_of(&self, group: GroupId) {
+        if group != GroupId::ROOT {
+            let (slot, _guard) = self.host().slots().pin();
+            let (barrier, groups) = (self.host().barrier(), self.sections().groups());
+            self.sections().stock(slot).count_fault_outside(barrier, groups, group);
+        }
+    }
+
     /// Frees a frame to which no reference is left. The group that has paid for it does so no longer.
     #[inline]
     pub(crate) fn free_frame(&self, frame: Frame) {

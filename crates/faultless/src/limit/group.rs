@@ -40,9 +40,11 @@ pub(crate) enum Event {
     Reclaimed,
     /// A fault had to wait for a read.
     MajorFault,
+    /// A fault was served, and is not counted by a stock.
+    Fault,
 }
 
-const EVENTS: usize = Event::MajorFault as usize + 1;
+const EVENTS: usize = Event::Fault as usize + 1;
 
 /// The counts of a group. Memory that was never used is a group without pages, which has no limits yet.
 #[derive(Debug, Default)]

@@ -200,9 +200,10 @@ impl Groups {
         self.up(group).for_each(|(_, group)| group.note(event, count));
     }
 
-    /// Returns the first group, from `group` up, that cannot pay for one more page.
-    pub(crate) fn full(&self, group: GroupId) -> Option<GroupId> {
-        self.up(group).find(|(_, group)| group.usage() >= group.max()).map(|(id, _)| id)
+    /// Returns the first group, from `group` up, that cannot pay for so many more pages.
+    pub(crate) fn full(&self, group: GroupId, pages: u64) -> Option<GroupId> {
+        let is_full = |group: &Group| group.usage().saturating_add(pages) > group.max();
+        self.up(group).find(|(_, group)| is_full(group)).map(|(id, _)| id)
     }
 
     /// Returns the first group, from `group` up, that is over high.

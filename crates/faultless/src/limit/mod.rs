@@ -11,8 +11,8 @@
 //! | state of the group | the thread that needs a page |
 //! |---|---|
 //! | up to high | takes it |
-//! | near high | takes it; after its fault, calls the background worker, if there is one |
-//! | over high | takes it; after its fault, holding nothing, reclaims some pages of the group, or sleeps if none can be taken |
+//! | near high | takes it; at its next fault, calls the background worker, if there is one |
+//! | over high | takes it; at its next fault, holding nothing, reclaims some pages of the group, or sleeps if none can be taken |
 //! | at max | lets everything go, reclaims pages of the group, and starts its fault over |
 //! | at max, and no page can be reclaimed | fails, or ends a space of the group if the engine has a policy for that |
 //!
@@ -163,6 +163,11 @@ pub struct MemoryUsage {
     pub anonymous: u64,
     /// The pages of files among them, those of files without a store included.
     pub file: u64,
+    /// The pages of files among them that a store has made dirty and whose write has not begun (`file_dirty`). A page may be among them
+    /// that is clean in fact, until writeback looks at it.
+    pub dirty: u64,
+    /// The pages of files among them that are being written (`file_writeback`).
+    pub writeback: u64,
     /// The pages that threads have charged in advance, for their next faults. They count against the limits, and have no frames yet.
     pub stock: u64,
     /// The slots of swap space that have pages of the group.
@@ -174,6 +179,8 @@ pub struct MemoryUsage {
     /// The number of times that a fault or a call found no room in the group, and none of its pages could be reclaimed (`oom`). The
     /// fault or call has failed, or a space was ended ([`Engine::end_victims`]).
     pub out_of_memory: u64,
+    /// The number of faults that were served in spaces of the group (`pgfault`), with the pages that populate calls have mapped.
+    pub faults: u64,
     /// The number of faults that had to wait for a read.
     pub major_faults: u64,
     /// The number of spaces of the group that were ended for lack of memory (`oom_kill`).
@@ -328,24 +335,30 @@ impl<H: Host> MemoryLimit<H> {
         let Some(group) = groups.get(self.0.group) else { return MemoryUsage::default() };
         let charged = group.usage();
         let (mut stock, mut files) = (0, group.files());
+        let mut faults = group.count(Event::Fault);
         for one in self.0.engine.sections().stocks() {
             let (of, pages) = one.seen();
             if groups.is_within(of, self.0.group) {
                 stock += pages;
                 files += one.seen_files();
+                faults += one.seen_faults();
             }
         }
         let resident = charged.saturating_sub(stock);
         let file = u64::try_from(files).unwrap_or(0).min(resident);
+        let (dirty, writeback) = self.0.engine.dirty_pages_of(|of| groups.is_within(of, self.0.group));
         MemoryUsage {
             resident,
             anonymous: resident - file,
             file,
+            dirty,
+            writeback,
             stock,
             swap: group.swap(),
             high: group.count(Event::High),
             max: group.count(Event::Max),
             out_of_memory: group.count(Event::OutOfMemory),
+            faults,
             major_faults: group.count(Event::MajorFault),
             victims: group.count(Event::Victim),
             refaults: group.count(Event::Refault),

@@ -33,17 +33,30 @@ pub(crate) struct Shortage {
     pub full: Option<GroupId>,
 }
 
+/// Returns the sleep, in nanoseconds, of a thread whose group is so many pages over high. From an eighth over high on it is the longest.
+pub(super) fn sleep_over(high: u64, excess: u64) -> u64 {
+    let part = u128::from(LONGEST_SLEEP) * 8 * u128::from(excess) / u128::from(high.max(1));
+    u64::try_from(part).map_or(LONGEST_SLEEP, |part| part.min(LONGEST_SLEEP))
+}
+
 impl<H: Host> Engine<H> {
     /// Makes room after [`Engine::take_frame`] found no frame for `group`. Reclaims, or waits for a short time until other threads may
     /// have freed memory. `look` counts the calls since a call has freed a page.
     ///
     /// Another thread may take each frame that this call frees. That is no reason to give up: pages can be taken still.
     ///
+    /// `pages`: the number of pages that the caller needs at the same time. It is 1, but for a fork that copies pages.
+    ///
     /// # Errors
     /// The group that is full, after enough calls; the root if the machine has no frame. See [`Engine::end_a_victim`].
-    pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: &mut u32) -> Result<(), GroupId> {
+    pub(crate) fn make_room(
+        self: &Arc<Self>,
+        group: GroupId,
+        pages: u64,
+        look: &mut u32,
+    ) -> Result<(), GroupId> {
         *look += 1;
-        let Shortage { reclaimed, full } = self.reclaim_for(group);
+        let Shortage { reclaimed, full } = self.reclaim_for(group, pages);
         if reclaimed.freed != 0 {
             *look = 0;
             return Ok(());
@@ -62,22 +75,24 @@ impl<H: Host> Engine<H> {
     }
 
     /// Reclaims pages after [`Engine::take_frame`] found no frame for `group`. If a group is at max, the pages are its own and those of
-    /// the groups below it: no other group gives one.
-    pub(crate) fn reclaim_for(self: &Arc<Self>, group: GroupId) -> Shortage {
+    /// the groups below it: no other group gives one. `pages` is as for [`Engine::make_room`].
+    pub(crate) fn reclaim_for(self: &Arc<Self>, group: GroupId, pages: u64) -> Shortage {
         // Otherwise the machine has no frame, or the allocator no memory for a table.
         if group == GroupId::ROOT || !self.enter().stock().take_refusal() {
+            let wanted = pages.max(FEW);
             return Shortage {
-                reclaimed: self.reclaim_directly(|| self.take_pages(GroupId::ROOT, FEW, Kinds::All)),
+                reclaimed: self.reclaim_directly(|| self.take_pages(GroupId::ROOT, wanted, Kinds::All)),
                 full: None,
             };
         }
         let groups = self.sections().groups();
-        let Some(full) = groups.full(group) else {
+        let Some(full) = groups.full(group, pages) else {
             // Another thread has made room meanwhile.
             return Shortage { reclaimed: Reclaimed { freed: 1, ..Reclaimed::default() }, full: None };
         };
-        let max = groups.get(full).map_or(FEW, super::Group::max);
-        let mut reclaimed = self.reclaim_directly(|| self.take_pages(full, few(max), Kinds::All));
+        let (usage, max) = groups.get(full).map_or((0, FEW), |group| (group.usage(), group.max()));
+        let wanted = usage.saturating_add(pages).saturating_sub(max).max(few(max));
+        let mut reclaimed = self.reclaim_directly(|| self.take_pages(full, wanted, Kinds::All));
         if reclaimed.freed == 0 {
             reclaimed.freed = self.take_stocks(|group| groups.is_within(group, full));
         }
@@ -126,17 +141,20 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Returns whether this thread has put off work until its fault is over: see [`Engine::pay_debts`].
+    /// Returns whether this thread has put off work: see [`Engine::pay_debts`].
     pub(crate) fn owes(&self) -> bool {
         let section = self.enter();
         section.stock().owes()
     }
 
-    /// Does the work that this thread has put off until now, when it holds nothing. `group` is that of the space that `dying` belongs
-    /// to. May sleep; the end of the space ends the sleep.
+    /// Does the work that this thread has put off until now, when it holds nothing and is about to serve a fault. `group` is that of the
+    /// space that `dying` belongs to. May sleep; the end of the space ends the sleep.
     #[cold]
     pub(crate) fn pay_debts(self: &Arc<Self>, group: GroupId, dying: &Dying) {
-        let debts = self.enter().stock().take_debts(Debts::all());
+        let (debts, owing) = {
+            let section = self.enter();
+            (section.stock().take_debts(Debts::all()), section.stock().seen().0)
+        };
         if debts.contains(Debts::CALL) {
             self.wake_background();
         }
@@ -144,7 +162,8 @@ impl<H: Host> Engine<H> {
             self.pay_for_dirty(Some(dying));
         }
         if debts.contains(Debts::HIGH) {
-            self.pay_for_high(group, dying);
+            // The last fault may have been in a space of another group. The stock is of that group.
+            self.pay_for_high(if owing == GroupId::ROOT { group } else { owing }, dying);
         }
     }
 
@@ -158,8 +177,7 @@ impl<H: Host> Engine<H> {
             return;
         }
         let excess = counts.usage().saturating_sub(high);
-        // An eighth over high is as much as can be.
-        let sleep = (LONGEST_SLEEP / high.max(1)).saturating_mul(8 * excess).min(LONGEST_SLEEP);
+        let sleep = sleep_over(high, excess);
         let (start, mut look) = (self.host().clock().now_ns(), 0);
         let is_over = || self.host().clock().now_ns().saturating_sub(start) >= sleep;
         while !is_over() && !dying.is_set() && counts.usage() > counts.high() {

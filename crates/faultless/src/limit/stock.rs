@@ -9,19 +9,22 @@
 //! then waits for these. So either the owner sees TAKEN and leaves the stock alone, or the other thread waits until it has finished.
 //! Only an owner that changes the group of its stock, and a thread that takes it, change `group`; both by compare-and-swap.
 
-use super::group::MOST_STOCK;
+use super::group::{Event, MOST_STOCK};
 use super::groups::{Charged, Groups, MOST_GROUPS};
 use crate::host::GroupId;
 use crate::sync::Barrier;
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::sync::plain;
 
+/// The number of faults after which a stock adds them to the count of its group.
+const MOST_FAULTS: u32 = 1 << 16;
+
 /// Set in `group` while another thread takes the pages.
 const TAKEN: u32 = 1 << 31;
 const _: () = assert!(MOST_GROUPS < TAKEN as usize);
 
 bitflags::bitflags! {
-    /// Work that a thread puts off until its fault is over, since it must hold nothing then.
+    /// Work that a thread puts off until its next fault, since it must hold nothing then.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct Debts: u8 {
         /// The thread has charged a page over high: it reclaims, or sleeps.
@@ -43,6 +46,25 @@ pub(crate) struct Back {
     pub files: i64,
 }
 
+/// All that a stock has, for its group.
+#[must_use = "pages whose charge is not taken back are lost"]
+struct Contents {
+    pages: u64,
+    files: i64,
+    faults: u64,
+}
+
+impl Contents {
+    /// Gives it back to `group`. The charge goes last: a group's record is free when the group pays for nothing.
+    fn give_to(self, groups: &Groups, group: GroupId) {
+        groups.count_files(group, self.files);
+        if self.faults != 0 {
+            groups.note(group, Event::Fault, self.faults);
+        }
+        groups.uncharge(group, self.pages);
+    }
+}
+
 /// The stock of a slot.
 #[derive(Debug)]
 pub(crate) struct Stock {
@@ -53,12 +75,14 @@ pub(crate) struct Stock {
     /// The pages of files of the group that the slot's thread has charged, less those that it has freed, as far as the group has not
     /// counted them. A signed number. Written as `pages` is.
     files: AtomicU32,
+    /// The faults of the slot's thread in spaces of the group, as far as the group has not counted them. Written as `pages` is.
+    faults: plain::AtomicU32,
     /// The number of pages that the last charge took for the stock; 0 if only one could be had. Twice as many may gather when
     /// frames are freed. Used by the slot's thread alone.
     share: plain::AtomicU32,
     /// Odd while the slot's thread uses the stock outside a section. Written by the slot's thread.
     mark: AtomicUsize,
-    /// The work that the slot's thread does after its fault, when it holds nothing: bits of [`Debts`]. Used by the slot's thread alone.
+    /// The work that the slot's thread has put off until it holds nothing: bits of [`Debts`]. Used by the slot's thread alone.
     debts: plain::AtomicU8,
     /// Whether the last charge of the slot's thread was refused. Used by the slot's thread alone.
     is_refused: plain::AtomicBool,
@@ -71,6 +95,7 @@ impl Stock {
             group: AtomicU32::new(0),
             pages: AtomicU32::new(0),
             files: AtomicU32::new(0),
+            faults: plain::AtomicU32::new(0),
             share: plain::AtomicU32::new(0),
             mark: AtomicUsize::new(0),
             debts: plain::AtomicU8::new(0),
@@ -114,22 +139,55 @@ impl Stock {
         if old == new || old & TAKEN != 0 {
             return old == new;
         }
-        let (pages, files) = self.empty();
+        let contents = self.empty();
         self.share.store(0, Ordering::Relaxed);
         groups.add_stock(group);
         let is_changed = self.group.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        groups.count_files(id(old), files);
-        groups.uncharge(id(old), pages);
+        contents.give_to(groups, id(old));
         groups.subtract_stock(if is_changed { id(old) } else { group });
         is_changed
     }
 
     /// Takes all out of the stock.
-    fn empty(&self) -> (u64, i64) {
+    fn empty(&self) -> Contents {
         let (pages, files) = (self.pages.load(Ordering::Relaxed), self.files.load(Ordering::Relaxed));
+        let faults = self.faults.load(Ordering::Relaxed);
         self.pages.store(0, Ordering::Relaxed);
         self.files.store(0, Ordering::Relaxed);
-        (u64::from(pages), i64::from(files.cast_signed()))
+        self.faults.store(0, Ordering::Relaxed);
+        Contents { pages: u64::from(pages), files: i64::from(files.cast_signed()), faults: u64::from(faults) }
+    }
+
+    /// Counts a fault that was served in a space of `group`, which is not the root. For the slot's thread, in a section.
+    #[inline]
+    pub fn count_fault(&self, groups: &Groups, group: GroupId) {
+        let faults = self.faults.load(Ordering::Relaxed) + 1;
+        if self.group.load(Ordering::Acquire) == group.get() && faults < MOST_FAULTS {
+            self.faults.store(faults, Ordering::Relaxed);
+        } else {
+            self.count_first_fault(groups, group);
+        }
+    }
+
+    /// Counts a fault as [`Stock::count_fault`] does, for the slot's thread in no section.
+    pub fn count_fault_outside(&self, barrier: &impl Barrier, groups: &Groups, group: GroupId) {
+        let mark = self.mark.load(Ordering::Relaxed);
+        barrier.mark(&self.mark, mark + 1);
+        self.count_fault(groups, group);
+        self.mark.store(mark + 2, Ordering::Release);
+    }
+
+    /// Counts a fault for the group itself. Makes the stock one of this group, so that the next faults are counted here.
+    #[cold]
+    #[inline(never)]
+    fn count_first_fault(&self, groups: &Groups, group: GroupId) {
+        let mut faults = 1;
+        // If another thread is about to take the stock, that thread has the count.
+        if self.change_to(groups, group) {
+            faults += self.faults.load(Ordering::Relaxed);
+            self.faults.store(0, Ordering::Relaxed);
+        }
+        groups.note(group, Event::Fault, u64::from(faults));
     }
 
     /// Changes the count of pages of files by `change`, for the group of the stock. Returns the part that the caller counts for the
@@ -179,10 +237,9 @@ impl Stock {
         if old == 0 || old & TAKEN != 0 {
             return;
         }
-        let (pages, files) = self.empty();
+        let contents = self.empty();
         let is_changed = self.group.compare_exchange(old, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        groups.count_files(id(old), files);
-        groups.uncharge(id(old), pages);
+        contents.give_to(groups, id(old));
         if is_changed {
             groups.subtract_stock(id(old));
         }
@@ -196,6 +253,11 @@ impl Stock {
     /// Returns the count of pages of files that the group has not counted yet: a snapshot.
     pub fn seen_files(&self) -> i64 {
         i64::from(self.files.load(Ordering::Relaxed).cast_signed())
+    }
+
+    /// Returns the number of faults that the group has not counted yet: a snapshot.
+    pub fn seen_faults(&self) -> u64 {
+        u64::from(self.faults.load(Ordering::Relaxed))
     }
 
     /// Sets TAKEN, if `wanted` returns true for the group. Returns whether it did. The caller waits for sections and marks, and
@@ -219,21 +281,21 @@ impl Stock {
         if group & TAKEN == 0 {
             return 0;
         }
-        let (pages, files) = self.empty();
-        groups.count_files(id(group), files);
-        groups.uncharge(id(group), pages);
+        let contents = self.empty();
+        let pages = contents.pages;
+        contents.give_to(groups, id(group));
         groups.subtract_stock(id(group));
         // Release, partner: `take` and `put`.
         self.group.store(0, Ordering::Release);
         pages
     }
 
-    /// Notes work that the slot's thread has to do after its fault.
+    /// Notes work that the slot's thread puts off.
     pub fn owe(&self, debts: Debts) {
         self.debts.store(self.debts.load(Ordering::Relaxed) | debts.bits(), Ordering::Relaxed);
     }
 
-    /// Returns whether the slot's thread has something to do after its fault.
+    /// Returns whether the slot's thread has put work off.
     #[inline]
     pub fn owes(&self) -> bool {
         self.debts.load(Ordering::Relaxed) != 0

@@ -36,7 +36,7 @@ fn a_charge_counts_in_all_groups_above_or_in_none() {
     groups.charge(c, 40).unwrap();
     assert_eq!(groups.charge(c, 1), Err(a), "the group above is full");
     assert_eq!([a, b, c].map(|group| usage(&groups, group)), [100, 60, 40]);
-    assert_eq!((groups.full(b), groups.full(c)), (Some(b), Some(a)));
+    assert_eq!((groups.full(b, 1), groups.full(c, 1)), (Some(b), Some(a)));
     groups.uncharge(b, 60);
     groups.uncharge(c, 40);
     assert_eq!([a, b, c].map(|group| usage(&groups, group)), [0; 3]);
@@ -138,4 +138,21 @@ fn limits_are_checked() {
     assert_eq!(check(none, 9, Some(8)), Some(MemoryLimitError::AboveParent { max: 9, parent: 8 }));
     assert_eq!(check(9, 9, Some(9)), None);
     assert_eq!(check(none, none, Some(9)), None);
+}
+
+/// A thread sleeps longer the more its group is over high, whatever the size of the group.
+#[test]
+fn a_thread_over_high_sleeps_by_the_part_that_is_over() {
+    use super::room::sleep_over;
+    for high in [8, 1 << 10, 10_000_000, 20_000_000, 1 << 40] {
+        assert_eq!(sleep_over(high, 0), 0);
+        assert_eq!(sleep_over(high, high / 8), 10_000_000, "{high}");
+        assert_eq!(sleep_over(high, high / 8 * 4), 10_000_000, "{high}");
+        assert!(
+            (4_900_000..=5_100_000).contains(&sleep_over(high.max(1 << 10), high.max(1 << 10) / 16)),
+            "{high}"
+        );
+    }
+    assert_eq!(sleep_over(u64::MAX, u64::MAX), 10_000_000);
+    assert_eq!(sleep_over(0, 1), 10_000_000);
 }

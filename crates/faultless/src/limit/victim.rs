@@ -242,14 +242,14 @@ impl<H: Host> Engine<H> {
         room.into_iter().for_each(|room| self.uncharge(room));
     }
 
-    /// Ends a space of `full` or of the groups below it, after reclaim has found nothing there. Returns whether memory may be free now:
+    /// Ends a space of `full` or of the groups below it, after reclaim has found too little there for `pages` more pages. Returns whether memory may be free now:
     /// the caller reclaims again. If another thread is ending a space, this call waits for that thread, and ends none. Nor does it end
     /// one if there is room by now: others have freed memory since the caller's last look. The machine may have frames and the
     /// allocator no memory, so each such look at the root counts as many turns at memory in `turns`, and the call gives up in the end.
     /// The end of the space that `dying` belongs to ends the wait. The caller holds nothing.
     #[cold]
     #[inline(never)]
-    pub(crate) fn end_a_victim(&self, full: GroupId, dying: &Dying, turns: &mut u32) -> bool {
+    pub(crate) fn end_a_victim(&self, (full, pages): (GroupId, u64), dying: &Dying, turns: &mut u32) -> bool {
         let Some(victims) = self.victims.get() else { return false };
         let key = core::ptr::from_ref(&victims.has_turn).addr();
         // Acquire and Release: the next thread sees what the last one has freed.
@@ -259,7 +259,7 @@ impl<H: Host> Engine<H> {
             return true;
         }
         let _turn = Turn { engine: self, victims };
-        if self.has_room(full) && !mutant!("victim_for_nothing") {
+        if self.has_room(full, pages) && !mutant!("victim_for_nothing") {
             if full == GroupId::ROOT {
                 *turns += MOST_TURNS / MOST_SPARED;
             }
@@ -275,13 +275,24 @@ impl<H: Host> Engine<H> {
         true
     }
 
-    /// Returns whether `group` is below its limit, or whether the machine has a free frame if it is the root.
-    fn has_room(&self, group: GroupId) -> bool {
+    /// Returns whether `group` may have so many more pages, or whether the machine has so many free frames if it is the root.
+    fn has_room(&self, group: GroupId, pages: u64) -> bool {
+        let (used, limit) = self.used_of(group);
+        used.saturating_add(pages) <= limit
+    }
+
+    /// Returns whether `group` could have so many pages if all its other pages were gone.
+    pub(crate) fn could_have_room(&self, group: GroupId, pages: u64) -> bool {
+        pages <= self.used_of(group).1
+    }
+
+    /// Returns the pages of `group`, and its limit; of the machine if it is the root.
+    fn used_of(&self, group: GroupId) -> (u64, u64) {
         match self.sections().groups().get(group) {
-            Some(counts) => counts.usage() < counts.max(),
+            Some(counts) => (counts.usage(), counts.max()),
             None => {
                 let frames = self.frame_usage();
-                frames.used < frames.limit
+                (frames.used, frames.limit)
             }
         }
     }

@@ -48,6 +48,18 @@ impl Account {
     pub(crate) fn cached(&self) -> u64 {
         self.cached.load(Ordering::Relaxed)
     }
+
+    /// Counts pages that are about to be attached. Before that: another thread may take an attached page out at once. Returns the
+    /// number before.
+    pub(super) fn count_cached(&self, pages: u64) -> u64 {
+        self.cached.fetch_add(pages, Ordering::Relaxed)
+    }
+
+    /// Takes pages out of the count, which are no longer attached or never were.
+    pub(super) fn uncount_cached(&self, pages: u64) {
+        let before = self.cached.fetch_sub(pages, Ordering::Relaxed);
+        debug_assert!(before >= pages, "{before} pages are cached, and {pages} are taken out");
+    }
 }
 
 /// A fault's pin on a folio: the folio is not evicted, and its frame is not used otherwise.
@@ -203,10 +215,10 @@ impl<H: Host> Engine<H> {
     /// The frames that were freed, which other threads have taken since, and whether pages could not be taken at the moment.
     pub(crate) fn allocate(self: &Arc<Self>, group: GroupId) -> Result<Frame, Shortage> {
         if let Some(frame) = self.take_frame(group, FrameUse::File) {
-            self.call_if_few();
+            self.call_if_owed();
             return Ok(frame);
         }
-        let shortage = self.reclaim_for(group);
+        let shortage = self.reclaim_for(group, 1);
         self.take_frame(group, FrameUse::File).ok_or(shortage)
     }
 

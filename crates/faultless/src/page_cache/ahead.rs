@@ -78,10 +78,10 @@ impl<H: Host> File<H> {
         let count = if places.try_reserve_exact(count as usize).is_ok() { count } else { 1 };
         self.make_room_in_cache(count);
         // All at once, so that several threads together stay below the limit.
-        let before = account.cached.fetch_add(count, Ordering::Relaxed);
+        let before = account.count_cached(count);
         let room = limit.saturating_sub(before).min(count);
         places.extend((0..room).map_while(|_| engine.allocate(group).ok().map(|frame| self.place(frame))));
-        account.cached.fetch_sub(count - places.len() as u64, Ordering::Relaxed);
+        account.uncount_cached(count - places.len() as u64);
         places
     }
 
@@ -94,7 +94,7 @@ impl<H: Host> File<H> {
         // The frame that was refused is freed already.
         let others = places.get(attached + 1..).unwrap_or_default();
         frames_of(others).for_each(|frame| self.engine.free_frame(frame));
-        self.engine.cache.cached.fetch_sub(others.len() as u64, Ordering::Relaxed);
+        self.engine.cache.uncount_cached(others.len() as u64);
         places.truncate(attached);
     }
 
@@ -103,7 +103,7 @@ impl<H: Host> File<H> {
     fn attach(&self, page: u64, frame: Frame) -> bool {
         let engine = &self.engine;
         let free = || {
-            engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            engine.cache.uncount_cached(1);
             engine.free_frame(frame);
         };
         let Ok(word) = self.index.make(page) else {
@@ -119,7 +119,7 @@ impl<H: Host> File<H> {
             if folio.cancel_reading(1) {
                 free();
             } else {
-                engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+                engine.cache.uncount_cached(1);
             }
             return false;
         }

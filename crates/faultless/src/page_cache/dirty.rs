@@ -8,15 +8,15 @@
 //! exact when no thread is at work. A page may be tagged and clean, until writeback comes to it.
 //!
 //! A thread that makes a page dirty counts it in its own slot. From time to time it adds this count to the one that all threads share,
-//! and looks at the limits. If it has to call the worker, or to sleep, it does so after its fault or write, when it holds nothing: see
+//! and looks at the limits. If it has to call the worker, or to sleep, it does so at its next fault, or after its write, when it holds nothing: see
 //! `Engine::pay_debts` and `Engine::pay_after_write`.
 //!
-//! The counts and limits are those of the whole engine. There are none for a group of spaces.
+//! The counts and limits are those of the whole engine. The pages of a group of spaces are counted when someone asks.
 
-use super::File;
 use super::index::{self, Tag};
+use super::{File, frame_of};
 use crate::engine::{Dying, Engine};
-use crate::host::{Clock, Host, OutOfMemory, Park, Slots};
+use crate::host::{Clock, GroupId, Host, OutOfMemory, Park, Slots};
 use crate::limit::Debts;
 use crate::stats::Counter;
 use crate::sync::plain::{AtomicU32, AtomicU64, Ordering};
@@ -221,6 +221,19 @@ impl<H: Host> File<H> {
         true
     }
 
+    /// Returns the number of pages with `tag` of the groups that `wanted` accepts.
+    fn count_tagged(&self, tag: Tag, wanted: impl Fn(GroupId) -> bool) -> u64 {
+        let (mut rest, mut count) = (0..index::PAGES, 0);
+        while let Some(page) = self.index.next_tagged(rest.clone(), tag) {
+            let word = self.index.get(page).map_or(0, |word| word.load(Ordering::Relaxed));
+            // The frame may be another page's by now.
+            let group = frame_of(word).map(|frame| self.engine.folio(frame).group());
+            count += u64::from(group.is_some_and(&wanted));
+            rest.start = page + 1;
+        }
+        count
+    }
+
     /// Tags a page as dirty, and counts it.
     pub(super) fn tag_dirty(&self, page: u64) {
         if self.index.tag(page, Tag::Dirty) {
@@ -284,8 +297,32 @@ impl<H: Host> Engine<H> {
         not_below_zero(counted.wrapping_add(uncounted))
     }
 
+    /// Returns the number of dirty pages of the groups that `wanted` accepts, and of those that are being written. Looks at all such pages
+    /// of the engine, so that no fault has to count for its group. A snapshot, if other threads make pages dirty or write them.
+    pub(crate) fn dirty_pages_of(&self, wanted: impl Fn(GroupId) -> bool) -> (u64, u64) {
+        let mut counts = (0, 0);
+        let mut at = 0;
+        loop {
+            let file = {
+                let files = self.lock(&self.dirty.files);
+                let is_file = |place: &Place<H>| matches!(place, Place::File(..));
+                let Some(found) = files.places.iter().skip(at).position(is_file) else { break };
+                at += found + 1;
+                match &files.places[at - 1] {
+                    Place::File(file, _) => file.upgrade(),
+                    Place::Free(_) => None,
+                }
+            };
+            if let Some(file) = file {
+                counts.0 += file.count_tagged(Tag::Dirty, &wanted);
+                counts.1 += file.count_tagged(Tag::Writing, &wanted);
+            }
+        }
+        counts
+    }
+
     /// Counts a page that this thread has made dirty. If that is due, adds the thread's pages to the common count, and notes the work
-    /// that the thread has to do after its fault or write.
+    /// that the thread has to do at its next fault, or after its write.
     fn note_dirtied(&self) {
         let (slot, _guard) = self.host().slots().pin();
         let dirtied = self.sections().dirtied(slot);

@@ -330,7 +330,7 @@ impl<H: Host> Looking<H> {
 
     /// Makes room for a page that needs no turn. Returns false if it was tried often enough.
     pub fn makes_room(&mut self) -> bool {
-        self.engine.make_room(GroupId::ROOT, &mut self.look).is_ok()
+        self.engine.make_room(GroupId::ROOT, 1, &mut self.look).is_ok()
     }
 
     /// Returns the ticket with which to look for memory.

@@ -358,10 +358,15 @@ impl<H: Host> File<H> {
             let (word, completion) = memory.inspect_err(|_| engine.free_frame(frame))?;
             let folio = engine.folio(frame);
             folio.begin_reading(self.home(), page, 2);
+            let is_late = mutant!("cached_counted_late");
+            if !is_late {
+                engine.cache.count_cached(1);
+            }
             let old = word.load(Ordering::Acquire);
             let attached = frame_of(old).is_none()
                 && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if !attached {
+                engine.cache.uncount_cached(1);
                 if folio.cancel_reading(2) {
                     engine.free_frame(frame);
                 }
@@ -370,7 +375,9 @@ impl<H: Host> File<H> {
             }
             fence_after_rmw();
             let pin = Pin::new(engine, frame);
-            engine.cache.cached.fetch_add(1, Ordering::Relaxed);
+            if is_late {
+                engine.cache.count_cached(1);
+            }
             engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
             // Partner: the fence of `Forbidden::begin`, which may have come too early to find the page.
             if !mutant!("resize_under_transfers") && self.is_forbidden(page) {
@@ -434,15 +441,20 @@ impl<H: Host> File<H> {
         let word = self.index.make(page).inspect_err(|_| self.engine.free_frame(frame))?;
         let folio = self.engine.folio(frame);
         folio.begin_dirty(self.home(), page, reference);
+        if !self.is_in_memory() {
+            self.engine.cache.count_cached(1);
+        }
         let old = word.load(Ordering::Acquire);
         let attached = frame_of(old).is_none()
             && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if attached {
             if !self.is_in_memory() {
-                self.engine.cache.cached.fetch_add(1, Ordering::Relaxed);
                 self.engine.arrived_in_cache(frame, Distance::NEW);
             }
             return Ok(Some(frame));
+        }
+        if !self.is_in_memory() {
+            self.engine.cache.uncount_cached(1);
         }
         if folio.cancel_dirty(reference) {
             self.engine.free_frame(frame);
@@ -464,7 +476,7 @@ impl<H: Host> File<H> {
     /// Drops the cache's reference to `frame`, whose page the caller alone has detached.
     fn forget(&self, frame: Frame) {
         if !self.is_in_memory() {
-            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            self.engine.cache.uncount_cached(1);
         }
         if self.engine.folio(frame).put_cached() {
             self.engine.free_frame(frame);

@@ -56,7 +56,7 @@ impl<H: Host> File<H> {
         let class = Class { group: folio.group(), kind: PageKind::File };
         word.store(word_of_evicted(class.group, self.engine.evicted(class)), Ordering::Release);
         drop(guard);
-        self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+        self.engine.cache.uncount_cached(1);
         self.engine.free_frame(frame);
         true
     }

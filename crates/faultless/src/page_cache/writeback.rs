@@ -606,7 +606,7 @@ impl<H: Host> Last<H> {
         if result.is_err() {
             engine.counters().add(Counter::WritebackErrors, 1);
         }
-        engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+        engine.cache.uncount_cached(1);
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         engine.folio(frame).end_writeback(false);
         engine.put(frame, Reference::Pin);

@@ -138,7 +138,8 @@ impl<H: Host> Files<H> {
             }
             rest = &rest[count..];
         }
-        if takes_over {
+        // The worker itself comes to these pages later in its round.
+        if takes_over && !engine.is_worker() {
             engine.wake_background();
         }
         self.dirty.clear();

@@ -9,8 +9,10 @@
 //! Each generation is a queue. Pages are offered from the oldest one. When it is empty, it becomes the youngest, and all others
 //! are one older. A page whose accessed bit was set goes to the youngest generation, whatever its count of uses.
 //!
-//! MGLRU walks the tables of processes and looks at the entries around a page. Both find more accessed bits at a time. A policy
-//! knows no tables, so neither is here. The tiers of file pages are left out too.
+//! With this policy reclaim looks at the 64 entries around one whose page is in use (`around.rs`), and counts a use for each page in
+//! use that it finds. Such a page goes to the youngest generation without a walk to its entry.
+//!
+//! MGLRU also walks the tables of whole processes. That is not here, nor are the tiers of file pages.
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
 use super::queue::{Claimed, Distance, Folios, Queue};
@@ -42,18 +44,25 @@ impl ReclaimPolicy for Generations {
     }
 
     fn look(&mut self, folios: &impl Folios, demand: Demand) -> Look {
-        let _ = demand;
         if self.length() == 0 {
             return Look::Nothing;
         }
         let oldest = &mut self.queues[self.oldest];
-        match oldest.take(folios, self.oldest as u64) {
-            Some(taken) if taken.uses.is_some() => Look::Offer(taken.frame),
-            Some(_) => Look::PassOver,
-            None => {
-                self.oldest = (self.oldest + 1) % GENERATIONS;
+        let Some(taken) = oldest.take(folios, self.oldest as u64) else {
+            self.oldest = (self.oldest + 1) % GENERATIONS;
+            return Look::PassOver;
+        };
+        match taken.uses {
+            Some(uses) if uses == 0 || demand == Demand::Any => Look::Offer(taken.frame),
+            Some(_) => {
+                // Otherwise a fault has put the frame into a stack, in its next life.
+                if let Some((frame, _)) = Claimed::claim(folios, taken.frame) {
+                    folios.folio(taken.frame).forget_uses();
+                    self.generation(0).push(folios, frame);
+                }
                 Look::PassOver
             }
+            None => Look::PassOver,
         }
     }
 

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
 //! | `file_pages.rs` | a page of a file |
+//! | `around.rs` | a look at the entries around one whose page is in use |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
 //! | `groups.rs` | the queues of all groups: gathers the pages that have arrived, chooses a group and a kind of pages |
@@ -23,6 +24,7 @@
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
+mod around;
 mod file_pages;
 mod generations;
 pub(crate) mod groups;
@@ -62,6 +64,8 @@ pub(crate) use walk::Reclaimed;
 /// The state of an engine's reclaim.
 pub(crate) struct Reclaim {
     queues: Mutex<Queues<Policy>>,
+    /// Whether reclaim looks at the entries around a page that is in use. Immutable.
+    looks_around: bool,
     /// The number of threads that reclaim. Atomic.
     reclaimers: plain::AtomicU64,
     /// The numbers of pages of the root that were evicted, for each kind. Each other group has counts of its own. Atomic.
@@ -72,7 +76,8 @@ impl Reclaim {
     /// Makes the state of a reclaim that tries pages in this order.
     pub fn new(order: ReclaimOrder) -> Self {
         let (reclaimers, evictions) = Default::default();
-        Self { queues: Mutex::new(Queues::new(&Policy::new(order))), reclaimers, evictions }
+        let looks_around = order == ReclaimOrder::Generations && !mutant!("looks_at_one_entry");
+        Self { queues: Mutex::new(Queues::new(&Policy::new(order))), looks_around, reclaimers, evictions }
     }
 }
 

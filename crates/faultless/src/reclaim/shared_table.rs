@@ -37,7 +37,14 @@ impl<H: Host> Engine<H> {
         }
         while seen.has(Entry::ACCESSED) && victim.reach != Reach::Any {
             match exchange::<H>(record, index, seen, seen.without(Entry::ACCESSED)) {
-                Ok(()) => return Err(Refusal::Young),
+                Ok(()) => {
+                    let age = |near| {
+                        let seen = load::<H>(record, near);
+                        exchange::<H>(record, near, seen, seen.without(Entry::ACCESSED)).is_ok()
+                    };
+                    self.look_around(index, |near| load::<H>(record, near), age);
+                    return Err(Refusal::Young);
+                }
                 Err(now) => seen = now,
             }
         }

@@ -221,6 +221,10 @@ impl<H: Host> Engine<H> {
                 continue;
             };
             let unmapped = match isolation {
+                _ if !victims.takes_young && self.was_found_around(frame) => {
+                    self.pass_over(class, frame, Refusal::Young);
+                    Unmapped::None(Refusal::Young)
+                }
                 Isolation::Anonymous => self.unmap(victims, frame, &mut stale),
                 Isolation::File => self.unmap_file_page(victims, frame, false, files, &mut stale),
                 Isolation::DirtyFile => self.unmap_file_page(victims, frame, true, files, &mut stale),

@@ -62,6 +62,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(Refusal::Busy);
         }
         let is_young = self.table.age(leaf, page);
+        if is_young {
+            let load = |near| self.table.load(leaf, PageNumber::new(near));
+            engine.look_around(page.get(), load, |near| self.table.age(leaf, PageNumber::new(near)));
+        }
         if victim.reach == Reach::Nothing || is_young && victim.reach == Reach::Old {
             return Err(Refusal::Young);
         }

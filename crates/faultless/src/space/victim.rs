@@ -50,7 +50,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Does what a thread of this space does that has found no memory in the group of `full`, and nothing to reclaim. Returns whether
     /// it would try again. For tests.
     pub fn find_a_victim(&self, full: &crate::MemoryLimit<H>) -> bool {
-        self.0.engine.end_a_victim(full.group(), &self.0.space_flags.dying, &mut 0)
+        self.0.engine.end_a_victim((full.group(), 1), &self.0.space_flags.dying, &mut 0)
     }
 }
 

@@ -84,8 +84,9 @@ impl<H: Host> Engine<H> {
     /// Attaches the folio of `frame` to `slot` again, which it has just left. The caller has the bit of the only entry that names the
     /// slot, and a pin.
     pub(crate) fn attach_again(&self, frame: Frame, slot: Slot) {
-        if let Some(found) = self.slot(slot) {
-            found.attach_again(frame);
+        // If another thread has begun to read the slot, it was written, and no entry has had the write right since. So that folio gets
+        // the bytes of this one, which is freed with its last pin.
+        if self.slot(slot).is_some_and(|found| found.attach_again(frame)) {
             let is_attached = self.folio(frame).attach(slot.get());
             debug_assert!(is_attached, "a folio that cannot go back to its slot");
         }

@@ -156,13 +156,15 @@ impl<H: Host> Engine<H> {
         let frame = loop {
             match self.take_frame(group, FrameUse::Anonymous) {
                 Some(frame) => break frame,
-                None if self.make_room(group, &mut look).is_ok() => {}
+                None if self.make_room(group, 1, &mut look).is_ok() => {}
                 None => return Err(NoRoom),
             }
         };
         let others = (slot.get() + 1..slot.get() + MOST).filter_map(|number| {
             let (slot, found) = Slot::new(number).zip(space.slots.get(number))?;
-            is_on(found, device).then(|| (slot, found.state().generation()))
+            let is_wanted =
+                is_on(found, device) && (found.group() == group || mutant!("swapoff_charges_one"));
+            is_wanted.then(|| (slot, found.state().generation()))
         });
         let others: SmallVec<[_; MOST as usize]> = others.collect();
         match self.begin_swap_in(slot, generation, frame, &others) {

@@ -323,13 +323,15 @@ impl SwapSlot {
         self.folio.store(frame.get() + 1, Ordering::Release);
     }
 
-    /// Attaches a folio again that was just taken out, though its bytes may have changed. The caller has the bit of the only entry
-    /// that names the slot.
-    pub fn attach_again(&self, frame: Frame) {
-        self.folio.store(frame.get() + 1, Ordering::Release);
-        let new = |state: State| (state.0 | IN_CACHE) & !WRITTEN;
-        // `new` refuses nothing.
-        let _ = self.change(|state| Some(new(state)));
+    /// Attaches a folio again that was just taken out, though its bytes may have changed. Returns false if another thread has begun
+    /// to read the slot into a folio of its own meanwhile. The caller has the bit of the only entry that names the slot.
+    pub fn attach_again(&self, frame: Frame) -> bool {
+        let new = |state: State| (!state.is_in_cache()).then_some((state.0 | IN_CACHE) & !WRITTEN);
+        let is_attached = self.change(new).is_ok();
+        if is_attached {
+            self.publish(frame);
+        }
+        is_attached
     }
 
     /// Makes a slot without a folio one that was never written. For tests.

@@ -24,7 +24,7 @@ use super::slot::{CHUNK_SLOTS, CHUNKS, Chunk, Slot, SlotIndex, State};
 use super::{OutOfMemory, full_fence, plain};
 use crate::limit::{Groups, Stock};
 use crate::reclaim::queue::Arrivals;
-use crate::stats::Counters;
+use crate::stats::{Counter, Counters};
 use crate::swap::Window;
 use crate::tables::SpareFamilies;
 use alloc::alloc::handle_alloc_error;
@@ -145,6 +145,23 @@ impl Sections {
             Some(slot) => Ok(&slot.counters),
             None => self.make_ready(index.get() as usize),
         }
+    }
+
+    /// Counts a fault of the thread with slot `index`. Returns whether the thread has put work off (`Stock::owes`).
+    ///
+    /// # Errors
+    /// As for [`Sections::prepare`].
+    #[inline]
+    pub(crate) fn begin_fault(&self, index: SlotIndex) -> Result<bool, OutOfMemory> {
+        let Some(slot) = self.listed_slot(index) else {
+            // A new slot owes nothing.
+            return self.make_ready(index.get() as usize).map(|counters| {
+                counters.add(Counter::Faults, 1);
+                false
+            });
+        };
+        slot.counters.add(Counter::Faults, 1);
+        Ok(slot.stock.owes())
     }
 
     /// Takes memory for 64 slots, if none is in stock. It serves first uses that cannot report a lack of memory.

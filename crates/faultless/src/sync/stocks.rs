@@ -20,7 +20,7 @@ impl Sections {
         &self.slot(index).stock
     }
 
-    /// Notes that few frames are free: after its fault, the thread of slot `index` calls the background worker. For a
+    /// Notes that few frames are free: at its next fault, the thread of slot `index` calls the background worker. For a
     /// [`FrameSource`](crate::host::FrameSource), on the thread that allocates; see [`watch`](crate::host::FrameSource::watch). Waits
     /// for nothing.
     pub fn note_few_frames(&self, index: SlotIndex) {

@@ -7,7 +7,7 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
 use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
-use crate::page_cache::Hull;
+use crate::page_cache::{Hull, MOST_TURNS};
 use crate::protection::{Protection, Sharing};
 use crate::space::change::range_change::RangeChange;
 use crate::space::change::range_work::{RangeReservation, Weakened};
@@ -51,10 +51,19 @@ impl From<OutOfMemory> for ForkError {
     }
 }
 
+/// The copies of pages that a fork makes.
+#[derive(Default)]
+struct Copies {
+    /// The number of pages to be copied, as far as the fork has come.
+    count: u64,
+    /// Whether there was no frame for one of them. From then on pages are counted and not copied.
+    lack_frames: bool,
+}
+
 /// The reason why one try to fork has failed. The parent is as before.
 enum Failed {
-    /// There was no free frame for the copy of a page.
-    NoFrame,
+    /// There was no free frame for the copy of a page. The number of copies that the fork makes in all.
+    NoFrame(u64),
     /// Another try would fail too.
     For(ForkError),
 }
@@ -76,19 +85,27 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`ForkError`]; the parent is as before.
     pub fn fork(&self) -> Result<Self, ForkError> {
-        let (engine, mut look, mut turns) = (&self.0.engine, 0, 0);
+        let (engine, group, mut look, mut turns) = (&self.0.engine, self.0.group(), 0, 0);
         loop {
             match self.try_fork() {
                 Ok(child) => return Ok(child),
                 Err(Failed::For(error)) => return Err(error),
-                // Nothing is held here.
-                Err(Failed::NoFrame) => match engine.make_room(self.0.group(), &mut look) {
+                // Nothing is held here, and the copies that were made are gone again. All have to be there together.
+                Err(Failed::NoFrame(copies)) => match engine.make_room(group, copies, &mut look) {
                     Ok(()) => {}
-                    Err(full) if engine.end_a_victim(full, &self.0.space_flags.dying, &mut turns) => {
+                    Err(full)
+                        if engine.could_have_room(full, copies)
+                            && engine.end_a_victim((full, copies), &self.0.space_flags.dying, &mut turns) =>
+                    {
                         look = 0;
                     }
                     Err(_) => return Err(ForkError::OutOfMemory),
                 },
+            }
+            // Other threads may take each frame that is made free.
+            turns += 1;
+            if turns > MOST_TURNS {
+                return Err(ForkError::OutOfMemory);
             }
         }
     }
@@ -247,7 +264,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         // Pinned pages stay the parent's alone.
         let shares_more = early.is_none() && self.space_flags.pins.load(Ordering::Acquire) == 0;
-        let (mut result, mut copies) = (Ok(()), false);
+        let (mut result, mut has_copies) = (Ok(()), false);
         let mut shared: Option<PageRange> = None;
         let mut mappings = pairs().peekable();
         self.each_table(taken, self.whole(), |span| {
@@ -283,7 +300,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     Ok(false)
                 };
                 match copied {
-                    Ok(some_to_copy) => copies |= some_to_copy,
+                    Ok(some_to_copy) => has_copies |= some_to_copy,
                     Err(error) => return result = Err(Failed::from(error)),
                 }
                 if vma.range().end() > span.end() {
@@ -301,8 +318,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let has_pages = |(_, copy): &(_, &Vma<H, D>)| copy.record().and_then(AnonRecord::id).is_some();
         let copy_pages = || {
-            let mut pairs = pairs().filter(|_| copies).filter(has_pages);
-            pairs.try_for_each(|(vma, _)| self.copy_now(taken, (child, child_taken), vma))
+            let mut copies = Copies::default();
+            let mut pairs = pairs().filter(|_| has_copies).filter(has_pages);
+            pairs.try_for_each(|(vma, _)| self.copy_now(taken, (child, child_taken), vma, &mut copies))?;
+            if copies.lack_frames { Err(Failed::NoFrame(copies.count)) } else { Ok(()) }
         };
         let early = mutant!("copied_before_invalidate").then(copy_pages);
         // After this flush no processor writes through an old translation: the instant ends here.
@@ -484,6 +503,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &RangeReservation<'_, H>,
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
         vma: &Vma<H, D>,
+        copies: &mut Copies,
     ) -> Result<(), Failed> {
         let all = is_copied_at_fork(vma);
         let rights = if all { write_of(vma) } else { 0 };
@@ -505,13 +525,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let is_wanted =
                     |frame: &Frame| if all { self.is_anonymous(entry) } else { self.is_own(*frame) };
                 let wanted = entry.counted_frame().filter(is_wanted);
-                let Some(frame) = wanted else {
+                copies.count += u64::from(wanted.is_some());
+                let Some(frame) = wanted.filter(|_| !copies.lack_frames) else {
                     self.table.let_go(leaf, page);
                     continue;
                 };
                 let leaf_made = child.table.make_leaf(child_taken, page).map_err(Failed::from);
                 result = leaf_made.and_then(|child_leaf| {
-                    let copy = self.copy_frame(child.group(), frame)?;
+                    let Some(copy) = self.copy_frame(child.group(), frame)? else {
+                        copies.lack_frames = true;
+                        return Ok(());
+                    };
                     self.engine.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
                     let rights = rights | entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
@@ -521,6 +545,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 // A write right means: no slot. A write of the page reads its bytes.
                 let folio = self.engine.folio(frame);
                 if result.is_ok()
+                    && !copies.lack_frames
                     && rights != 0
                     && entry.mapped_frame().is_some()
                     && !folio.is_writeback()
@@ -543,14 +568,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         result
     }
 
-    /// Returns a copy of `frame`, of which no processor has a translation to store by. `group` pays for it.
-    fn copy_frame(&self, group: GroupId, frame: Frame) -> Result<Frame, Failed> {
+    /// Returns a copy of `frame`, of which no processor has a translation to store by. `group` pays for it. Returns `None` if there is
+    /// no frame for the copy.
+    fn copy_frame(&self, group: GroupId, frame: Frame) -> Result<Option<Frame>, Failed> {
         let frames = self.engine.frames();
-        let copy = self.engine.take_frame(group, FrameUse::Fork).ok_or(Failed::NoFrame)?;
+        let Some(copy) = self.engine.take_frame(group, FrameUse::Fork) else { return Ok(None) };
         self.engine.counters().add(Counter::ForkCopies, 1);
         if !self.engine.folio(frame).is_pinned_for_io() {
             frames.copy(frame, copy);
-            return Ok(copy);
+            return Ok(Some(copy));
         }
         // Copied word by word, since the device may be writing.
         let mut bytes = [0; PAGE_SIZE as usize];
@@ -560,7 +586,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(OutOfMemory.into());
         }
         frames.write(copy, 0, &bytes);
-        Ok(copy)
+        Ok(Some(copy))
     }
 }
 

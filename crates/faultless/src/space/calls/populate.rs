@@ -149,6 +149,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Fetches one page, unless something else than this call is for is mapped there now.
     fn fetch(&self, page: PageNumber, access: Access, goal: Goal) -> Result<(), FaultError> {
         let attempt = Attempt { only: goal.only(), ..Attempt::first(Purpose::Fault) };
+        if self.engine().owes() {
+            self.pay_debts();
+        }
         self.fault_until_done(page.address(), access, attempt)
     }
 }

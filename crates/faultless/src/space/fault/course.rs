@@ -56,13 +56,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let (page, engine) = (address.page(), &space.engine);
         match step {
             Step::Done(_) => unreachable!("the caller's"),
-            // The page is there, and the next try finds it.
-            Step::Owing(replaced) => {
-                course.kept = None;
-                space.after_install(address, replaced);
-                engine.pay_debts(space.group(), &space.space_flags.dying);
-                Ok(())
-            }
             Step::Failed(error) => Err(error),
             Step::Hole => {
                 // Nothing is held while a mapping above is made longer.
@@ -115,14 +108,16 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ) -> Result<(), FaultError> {
         let engine = &self.0.engine;
         let transfers = engine.wait_for_transfers();
-        if let Err(full) = engine.make_room(self.0.group(), &mut course.look) {
+        if let Err(full) = engine.make_room(self.0.group(), 1, &mut course.look) {
             if self.end_a_victim(full, address, course)? {
                 return Ok(());
             }
             self.refuse_for_memory(address, access);
             return Err(FaultError::OutOfMemory { address });
         }
+        // If it has freed some, the next try comes now: no transfer tells of those.
         if let Some(seen) = transfers
+            && (course.look != 0 || mutant!("waits_beside_free_frames"))
             && !engine.looks_for_worker(course.look)
             && course.attempt.turns < MOST_TURNS
         {
@@ -144,7 +139,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let dying = &self.0.space_flags.dying;
         // The state is dropped before the design is asked for it again, and before a space is ended.
         course.kept = None;
-        let is_relieved = self.0.engine.end_a_victim(full, dying, &mut course.attempt.turns);
+        let is_relieved = self.0.engine.end_a_victim((full, 1), dying, &mut course.attempt.turns);
         if dying.is_set() {
             return Err(FaultError::Exited { address });
         }
@@ -174,10 +169,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Cached::Busy => return Ok(()),
             Cached::Absent => {
                 let group = self.0.group();
-                if engine.owes() {
-                    course.kept = None;
-                    engine.pay_debts(group, &self.0.space_flags.dying);
-                }
                 let Some(frame) = engine.take_frame(group, FrameUse::Anonymous) else {
                     return self.make_room((address, access), course, pending);
                 };
@@ -228,10 +219,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if absent.why == NotReady::Absent && !core::mem::replace(&mut course.is_counted, true) {
             space.engine.counters().add(Counter::MajorFaults, 1);
             space.engine.sections().groups().note(space.group(), Event::MajorFault, 1);
-        }
-        if space.engine.owes() {
-            course.kept = None;
-            space.engine.pay_debts(space.group(), &space.space_flags.dying);
         }
         let after = absent.after::<D>(attempt);
         // State that was kept while memory was short is not kept through this wait.

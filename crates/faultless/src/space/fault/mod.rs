@@ -22,14 +22,14 @@ pub use pending::PendingFault;
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
 use crate::engine::Engine;
-use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, EntryKind, Frame, GroupId, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::{Announced, Leaves, Refused};
 use crate::space::fault::shared_page::{SharedPage, SharedWork};
 use crate::space::{AddressSpace, Space};
-use crate::stats::Counter;
+use crate::sync::Section;
 use crate::sync::Shared;
 use crate::vma::{AnonRecord, Backing, Mapping, Vma};
 use course::Course;
@@ -59,8 +59,6 @@ pub enum Fault<H: Host, D: LockingDesign = Faultless> {
 pub(in crate::space) enum Step<H: Host> {
     /// The fault is done. The translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
-    /// The fault is done, as with `Done`. The thread has put work off until it holds nothing ([`Engine::pay_debts`]).
-    Owing(Option<Entry>),
     /// The mapping changed during the try.
     LookAgain,
     /// There is no frame at hand.
@@ -132,8 +130,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`FaultError`]; the entry is as before.
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<Fault<H, D>, FaultError> {
-        let prepared = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address });
-        prepared?.add(Counter::Faults, 1);
+        self.begin_fault(address)?;
         let mut pending = None;
         self.fault_from(address, access, Attempt::first(Purpose::Fault), &mut pending)?;
         Ok(pending.map_or(Fault::Done, Fault::Pending))
@@ -156,10 +153,31 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         self.count_and_wait(address, access, Attempt { unshares: true, ..Attempt::first(Purpose::Fault) })
     }
 
+    #[inline]
     fn count_and_wait(&self, address: VirtAddr, access: Access, attempt: Attempt) -> Result<(), FaultError> {
-        let prepared = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address });
-        prepared?.add(Counter::Faults, 1);
+        self.begin_fault(address)?;
         self.fault_until_done(address, access, attempt)
+    }
+
+    /// Counts a fault for this thread, and does the work that its last fault has put off. After the page is mapped, that work could
+    /// take the page, or its write right, before the access comes; and so again at each fault for that access.
+    #[inline]
+    fn begin_fault(&self, address: VirtAddr) -> Result<(), FaultError> {
+        match self.0.engine.begin_fault() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.pay_debts();
+                Ok(())
+            }
+            Err(OutOfMemory) => Err(FaultError::OutOfMemory { address }),
+        }
+    }
+
+    /// Does the work that this thread has put off. Nothing is held.
+    #[cold]
+    #[inline(never)]
+    pub(in crate::space) fn pay_debts(&self) {
+        self.0.engine.pay_debts(self.0.group(), &self.0.space_flags.dying);
     }
 
     /// Serves a fault and waits for its I/O, as many times as needed.
@@ -231,17 +249,31 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             let section = work.section();
             match classify(&work, address, access) {
-                Ok(class) => match finish(work, class, address) {
-                    Step::Done(old) if section.stock().owes() => Step::Owing(old),
-                    step => step,
-                },
+                Ok(class) => {
+                    let step = finish(work, class, address);
+                    self.count_if_served(section, &step);
+                    step
+                }
                 Err(step) => step,
             }
         };
-        let read = |work: &SharedPage<'_, H, D>| shared_page::read(work, address, access);
+        let read = |work: &SharedPage<'_, H, D>| {
+            let step = shared_page::read(work, address, access)?;
+            self.count_if_served(work.section, &step);
+            Some(step)
+        };
         let read: SharedWork<'_, H, D, _> = &read;
         let shared = (access != Access::Write && !course.attempt.unshares).then_some(read);
         self.try_with(address.page(), course, Leaves::Make, work, shared)
+    }
+
+    /// Counts a fault for the group of the space, if it was served.
+    #[inline]
+    fn count_if_served(&self, section: &Section<'_>, step: &Step<H>) {
+        let group = self.group();
+        if group != GroupId::ROOT && matches!(step, Step::Done(_)) {
+            section.stock().count_fault(self.engine.sections().groups(), group);
+        }
     }
 
     /// Makes one try of `work`, which comes to the page as a fault does. In a leaf table that others have too, it asks `shared` first.

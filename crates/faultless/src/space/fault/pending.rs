@@ -226,10 +226,8 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let space = space.ok_or(FaultError::Exited { address })?;
         match fault.after_wait(&space)? {
             None => {
-                let engine = &space.0.engine;
-                if engine.owes() {
-                    engine.pay_debts(space.0.group(), &space.0.space_flags.dying);
-                }
+                space.0.engine.count_fault_of(space.0.group());
+                space.0.engine.call_if_owed();
                 Ok(())
             }
             // The pin stays until then, so that a page still needed is found.
@@ -361,8 +359,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let worked =
             self.page_work_or_shared(page, &mut tried, Leaves::Make, holding, map, shared, |_, _| false);
         match worked {
-            // A group over high is paid for by the thread's next fault.
-            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
+            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }
@@ -424,8 +421,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let worked =
             self.page_work_or_shared(page, &mut tried, Leaves::Make, holding, map, shared, |_, _| false);
         match worked {
-            // A group over high is paid for by the thread's next fault.
-            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
+            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }

@@ -34,6 +34,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let attempt = Attempt { unshares: true, ..Attempt::first(Purpose::Fault) };
         let mut course = Course::new(attempt);
         let (mut pending, mut was_read) = (None, false);
+        if space.engine.owes() {
+            self.pay_debts();
+        }
         let done = Cell::new(PageUnshared::None);
         loop {
             if space.space_flags.dying.is_set() {
@@ -58,10 +61,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     Err(error) => return Err(error),
                 }
             }
-        }
-        // Nothing is held.
-        if space.engine.owes() {
-            space.engine.pay_debts(space.group(), &space.space_flags.dying);
         }
         Ok(match done.get() {
             PageUnshared::None if was_read => PageUnshared::ReadIn,
