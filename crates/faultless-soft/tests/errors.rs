@@ -317,11 +317,12 @@ thread_local! {
     static SYNCED: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
-/// Runs rounds until this many errors were injected. Each second round has several threads.
+/// Runs rounds until this many errors were injected, a twentieth of them of each kind. Each second round has several threads. A page
+/// whose writes fail for ever is tried again and again, so most errors are writes of the file.
 fn inject(wanted: u64) {
     let (mut injected, mut kinds) = (0, [[0; 2]; 2]);
     for seed in 0.. {
-        if injected >= wanted {
+        if injected >= wanted && kinds.as_flattened().iter().all(|kind| *kind >= wanted / 20) {
             break;
         }
         let round = Round::new(seed);
@@ -348,7 +349,6 @@ fn inject(wanted: u64) {
         round.end(models);
     }
     println!("{injected} errors; swap: {:?} reads and writes, file: {:?}", kinds[0], kinds[1]);
-    assert!(kinds.as_flattened().iter().all(|kind| *kind * 100 > wanted), "too few of a kind: {kinds:?}");
 }
 
 #[test]
