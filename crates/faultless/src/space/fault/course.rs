@@ -117,7 +117,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         }
         // If it has freed some, the next try comes now: no transfer tells of those.
         if let Some(seen) = transfers
-            && course.look != 0
+            && (course.look != 0 || mutant!("waits_beside_free_frames"))
             && !engine.looks_for_worker(course.look)
             && course.attempt.turns < MOST_TURNS
         {
