@@ -199,8 +199,8 @@ impl Folio {
     }
 
     /// Begins a life as page `index` of the file that `home` names, with zeros that the store does not have. The page is up to
-    /// date and dirty, with one `reference`. A page of a file without a store stays dirty, so that it is never evicted. The caller
-    /// has the frame alone, and publishes it afterwards (Release).
+    /// date and dirty, with one `reference`. A page of a file without a store stays dirty. The caller has the frame alone, and
+    /// publishes it afterwards (Release).
     pub(crate) fn begin_dirty(&self, home: Home, index: u64, reference: Reference) {
         self.begin_cached(home, index, UPTODATE | DIRTY | reference.unit());
     }
@@ -525,6 +525,7 @@ impl Folio {
 }
 
 mod evict;
+mod file_in_memory;
 mod group;
 mod home;
 mod isolated;

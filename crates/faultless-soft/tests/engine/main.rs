@@ -21,6 +21,7 @@ mod reclaim_order;
 mod reclaim_queues;
 mod remap_limits;
 mod scarce;
+mod shared_memory_in_swap;
 mod stuck;
 mod swap;
 mod swap_ahead;

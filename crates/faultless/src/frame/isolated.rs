@@ -14,7 +14,7 @@ pub(crate) enum Isolation {
     Anonymous,
     /// A page of a file that has the store's bytes.
     File,
-    /// A page of a file that has to be written before it can be taken.
+    /// A page of a file that has to be written before it can be taken: to the store, or to a slot if the file has no store.
     DirtyFile,
 }
 

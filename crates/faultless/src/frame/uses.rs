@@ -33,14 +33,20 @@ impl Folio {
     }
 
     /// Returns the uses of the page. Returns `None` if reclaim has no interest in the frame: it is free, or its page is of a file that
-    /// has no store.
+    /// has no store, unless reclaim `swaps`.
     ///
     /// The home is read after the word. If both are of different lives of the frame, the thread that begins the page's life comes to
     /// the queues later than the caller, and finds the frame in none.
-    pub(crate) fn uses(&self) -> Option<u64> {
+    pub(crate) fn uses(&self, swaps: bool) -> Option<u64> {
         let word = self.word.load(Ordering::Relaxed);
-        let is_wanted = word & REFERENCES != 0 && (word & ANONYMOUS != 0 || !self.is_without_store());
+        let is_wanted =
+            word & REFERENCES != 0 && (swaps || word & ANONYMOUS != 0 || !self.is_without_store());
         is_wanted.then(|| of_word(word))
+    }
+
+    /// Returns whether the page's place, if it has none in memory, is a swap slot: it is anonymous, or of a file without a store.
+    pub(crate) fn is_of_swap(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & ANONYMOUS != 0 || self.is_without_store()
     }
 
     /// Counts a use of the page. Reclaim calls it when it has found and cleared the accessed bit of an entry. It changes no

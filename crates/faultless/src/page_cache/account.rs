@@ -6,6 +6,7 @@ use crate::frame::Reference;
 use crate::host::{Frame, FrameUse, GroupId, Host, OutOfMemory};
 use crate::limit::Shortage;
 use crate::stats::Counter;
+use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Mutex, plain};
 use alloc::sync::Arc;
@@ -200,6 +201,10 @@ pub(crate) enum Miss {
     /// There is no memory. In the group that is named, no page can be taken; the root stands for the machine's frames. `None`: the
     /// allocator has no memory, or a count is full.
     OutOfMemory(Option<GroupId>),
+    /// The page of a file without a store is in a slot, or on its way there or back.
+    InSlot,
+    /// The page of a file without a store cannot be had: its slot cannot be read.
+    Lost(StoreError),
 }
 
 impl From<OutOfMemory> for Miss {

@@ -1,5 +1,6 @@
 //! Reads ahead, in runs; and the check whether a page is in memory.
 
+use super::word::slot_of;
 use super::{File, NEWCOMER, SEEN, frame_of, index, word_of};
 use crate::host::{Frame, GroupId, Host};
 use crate::stats::Counter;
@@ -144,12 +145,15 @@ impl<H: Host> File<H> {
         Some(try_box(move |result| this.end_reads(first, &frames, result)).ok()?)
     }
 
-    /// Returns whether `page` is in memory and read. The answer may be out of date when it is returned.
+    /// Returns whether `page` is in memory and read, or is in a slot and its bytes are in memory too. The answer may be out of date when it is returned.
     pub(crate) fn is_cached(&self, page: u64) -> bool {
         let Some(word) = self.index.get(page) else { return false };
         let seen = word.load(Ordering::Acquire);
         // This is the page's state only if the word has not changed since.
-        let is_uptodate = frame_of(seen).is_some_and(|frame| self.engine.folio(frame).is_uptodate());
+        let is_uptodate = match slot_of(seen) {
+            Some((slot, _)) => self.engine.is_slot_in_memory(slot),
+            None => frame_of(seen).is_some_and(|frame| self.engine.folio(frame).is_uptodate()),
+        };
         is_uptodate && word.load(Ordering::Acquire) == seen
     }
 }

@@ -368,8 +368,12 @@ impl<H: Host> File<H> {
             looking.has_found();
             pin.wait_for_read(None);
             match self.engine.folio(pin.frame()).read_error(page * PAGE_SIZE) {
-                None => return Ok(Some(pin)),
+                None if self.wait_to_join(page, &pin) => return Ok(Some(pin)),
+                // A cut or a hole has come between.
+                None => {}
                 Some(_) if page >= self.pages() => return Ok(None),
+                // The next look finds the error, if the page is still in the slot.
+                Some(error) if self.is_in_memory() && error.errno() != errno::ENOMEM => {}
                 Some(error) if self.is_cut_since(cuts, error) => {}
                 Some(error) => return Err(error.into()),
             }
@@ -413,6 +417,8 @@ impl<H: Host> File<H> {
             Miss::OutOfMemory(_) if self.is_in_memory() && looking.makes_room() => return Ok(()),
             // The transfers under way may free frames when they end.
             Miss::OutOfMemory(_) | Miss::PastEnd => self.engine.wait_for_transfers(),
+            Miss::Lost(error) => return Err(error.into()),
+            Miss::InSlot => return Ok(()),
         };
         let events = events.filter(|_| !looking.has_had_its_turns());
         looking.wait(events.ok_or(FileError::OutOfMemory)?);

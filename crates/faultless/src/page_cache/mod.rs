@@ -5,7 +5,8 @@
 //! A word of the index names the frame of a page while the page is *attached*. A lookup loads the word, takes a reference
 //! unless the frame is free, and loads the word again. Detaching (eviction, truncation, a failed read) is done under the file's
 //! `removal` lock, so that the cache's reference has one owner. A page that was read or written enters reclaim's queues, and
-//! eviction is reclaim of a page that nobody uses: see `reclaim.rs`.
+//! eviction is reclaim of a page that nobody uses: see `reclaim.rs`. A page of a file without a store goes to swap space instead:
+//! see `in_slots.rs`.
 //!
 //! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
 //! `writeback.rs`. A sync then flushes the store: see `flush.rs`.
@@ -15,6 +16,7 @@ mod ahead;
 mod dirty;
 mod flush;
 mod handle;
+mod in_slots;
 mod index;
 mod mappings;
 mod memory_queue;
@@ -52,7 +54,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use index::Index;
 use mappings::FileMappings;
-use word::{SEEN, eviction_of, frame_of, word_of, word_of_evicted};
+use word::{SEEN, eviction_of, frame_of, is_absent, word_of, word_of_evicted};
 use writeback::Errors;
 use writers::Writers;
 
@@ -183,8 +185,8 @@ impl<H: Host> File<H> {
     }
 
     /// Makes a file of `length` zero bytes that has no store (memfd, or the file behind shared anonymous memory). Pages are
-    /// made at their first touch, without I/O, and stay until they are cut off or the file goes. They are not counted as
-    /// cached.
+    /// made at their first touch, without I/O, and stay until they are cut off or the file goes. If memory is short and the engine has
+    /// a swap device, they go to slots, as anonymous pages do, and come back at the next access. They are not counted as cached.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -245,7 +247,7 @@ impl<H: Host> File<H> {
         self.writable
     }
 
-    /// Returns whether the file has no store. Such a file is never read from a store, written back or evicted.
+    /// Returns whether the file has no store. Its pages are never written back or evicted. They may be in slots of swap space.
     pub fn is_in_memory(&self) -> bool {
         self.store.is_none()
     }
@@ -288,7 +290,12 @@ impl<H: Host> File<H> {
     /// [`Full`]: the page has the largest number of references of this kind that can be counted.
     pub(crate) fn find(&self, page: u64, reference: Reference) -> Result<Option<Frame>, Full> {
         let Some(word) = self.index.get(page) else { return Ok(None) };
-        let seen = word.load(Ordering::Acquire);
+        self.find_by(word, word.load(Ordering::Acquire), reference)
+    }
+
+    /// Takes a reference to the page whose word is `word`, and was `seen` a moment ago, as [`File::find`] does.
+    #[inline]
+    fn find_by(&self, word: &AtomicU64, seen: u64, reference: Reference) -> Result<Option<Frame>, Full> {
         let Some(frame) = frame_of(seen) else { return Ok(None) };
         match self.engine.folio(frame).try_get(reference) {
             Err(Refused::Full) => return Err(Full { frame, reference }),
@@ -330,7 +337,7 @@ impl<H: Host> File<H> {
         (ticket, group): (u64, GroupId),
     ) -> Result<(Pin<H>, bool), Miss> {
         let engine = &self.engine;
-        let mut first_look = true;
+        let (mut first_look, mut look) = (true, 0);
         loop {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
@@ -339,9 +346,18 @@ impl<H: Host> File<H> {
                 return Ok((Pin::new(engine, frame), false));
             }
             if self.is_in_memory() {
-                let frame =
-                    self.make_page(page, Reference::Pin, || engine.take_frame(group, FrameUse::File))?;
-                return Ok((Pin::new(engine, frame), false));
+                match self.make_page(page, Reference::Pin, || engine.take_frame(group, FrameUse::File)) {
+                    Ok(frame) => return Ok((Pin::new(engine, frame), false)),
+                    Err(Miss::InSlot) => {}
+                    Err(miss) => return Err(miss),
+                }
+                if let Some(found) = self.bring_back(page, group)? {
+                    return Ok(found);
+                }
+                // Another thread takes the page to a slot, or brings it back, at this moment.
+                engine.pause_on_bit(look);
+                look += 1;
+                continue;
             }
             if self.is_forbidden(page) {
                 return Err(Miss::Forbidden);
@@ -402,7 +418,7 @@ impl<H: Host> File<H> {
     /// returns, for which its group pays. Does not sleep.
     ///
     /// # Errors
-    /// [`Miss`], but not `Miss::Queue`.
+    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`]; or [`Miss::InSlot`]: the page is in a slot, or on its way there or back.
     pub(crate) fn make_page(
         &self,
         page: u64,
@@ -413,8 +429,11 @@ impl<H: Host> File<H> {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
             }
-            if let Some(frame) = self.find(page, reference)? {
-                return Ok(frame);
+            if let Some(word) = self.index.get(page) {
+                let seen = word.load(Ordering::Acquire);
+                if seen > SEEN {
+                    return self.find_by(word, seen, reference)?.ok_or(Miss::InSlot);
+                }
             }
             let frame = take().ok_or(Miss::OutOfMemory(None))?;
             let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
@@ -429,7 +448,7 @@ impl<H: Host> File<H> {
     }
 
     /// Attaches a free frame as page `page`, filled with zeros, up to date and dirty, with one `reference`. Returns `None` if
-    /// there is a page already; the frame is then free again, as it is after an error.
+    /// there is a page already, perhaps in a slot; the frame is then free again, as it is after an error.
     fn attach_zeros(
         &self,
         page: u64,
@@ -445,11 +464,13 @@ impl<H: Host> File<H> {
             self.engine.cache.count_cached(1);
         }
         let old = word.load(Ordering::Acquire);
-        let attached = frame_of(old).is_none()
+        let attached = (is_absent(old) || mutant!("zeros_over_a_slot") && frame_of(old).is_none())
             && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if attached {
             if !self.is_in_memory() {
                 self.engine.arrived_in_cache(frame, Distance::NEW);
+            } else if self.engine.swaps() {
+                self.engine.arrived_outside(frame);
             }
             return Ok(Some(frame));
         }
@@ -595,9 +616,10 @@ impl<H: Host> Drop for File<H> {
         self.write_the_last();
         self.unlist_as_writable();
         self.index.each_from(0, &mut |_, word| {
-            if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
+            let seen = word.load(Ordering::Relaxed);
+            if !is_absent(seen) {
                 word.store(0, Ordering::Relaxed);
-                self.forget(frame);
+                self.let_go(seen);
             }
         });
         // Rule H7: no page names the file any more, and a reclaimer that has read such a home has left the file when this returns.

@@ -16,7 +16,7 @@
 use super::account::Miss;
 use super::index;
 use super::writers::Removing;
-use super::{File, FileError, FolioLock, NEWCOMER, Pin, frame_of};
+use super::{File, FileError, FolioLock, NEWCOMER, Pin, frame_of, is_absent};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::{Dying, Engine, RemovedBatch};
 use crate::frame::Reference;
@@ -52,7 +52,8 @@ impl<H: Host> File<H> {
     /// * The file was opened for reading only: the page is dropped and read again, so that it shows the store's bytes,
     ///   and zeros after the end. Private copies stay.
     /// * The file was opened for writing: the page stays, with zeros after the end. When the file grows again, these
-    ///   bytes are zeros (as in ext4); in a file in memory they are the old bytes (as in tmpfs).
+    ///   bytes are zeros (as in ext4); in a file in memory they are the old bytes (as in tmpfs). A page that is in swap space is
+    ///   brought back for that. If there is no memory for it, it keeps its bytes, and shows them when the file grows again.
     pub fn set_length(&self, length: u64) {
         let resizing = self.take_resizing();
         self.store_length.store(length, Ordering::Relaxed);
@@ -62,6 +63,8 @@ impl<H: Host> File<H> {
         } else if length > old {
             self.publish_longer(&resizing, length);
         } else {
+            // A page that cannot be read is an error at each access. If there is no memory for it, the page keeps the bytes of its end.
+            let _last = self.pin_last_page(length);
             let forbidden =
                 Forbidden::begin(&resizing, self, length / PAGE_SIZE..index::PAGES, Await::Writes);
             self.commit(length, length.div_ceil(PAGE_SIZE));
@@ -81,6 +84,11 @@ impl<H: Host> File<H> {
             self.publish_longer(&resizing, length);
             return Ok(());
         }
+        // Brought back first, so that the cut itself waits for no I/O. A page that cannot be read is an error at each access, as before.
+        let _last = match self.pin_last_page(length) {
+            Err(FileError::OutOfMemory) => return Err(FileError::OutOfMemory),
+            pinned => pinned.ok(),
+        };
         Ok(self.cut(&resizing, length)?)
     }
 
@@ -130,7 +138,8 @@ impl<H: Host> File<H> {
     /// length's size.)
     pub(super) fn lock_last_page(&self, _: &Resizing<'_, H>, old: u64) -> Option<FolioLock<H>> {
         let is_whole = old.is_multiple_of(PAGE_SIZE) || mutant!("grows_under_a_write");
-        if is_whole { None } else { self.lock_idle(old / PAGE_SIZE) }
+        // A file in memory has no transfers of its own, and keeps the bytes after its end.
+        if is_whole || self.is_in_memory() { None } else { self.lock_idle(old / PAGE_SIZE) }
     }
 
     /// Zeroes the bytes from `end`, the end of the file, to `to`, in the locked last page. A file in memory keeps these
@@ -173,7 +182,7 @@ impl<H: Host> File<H> {
         {
             self.zero_part(&lock, length, u64::MAX);
         }
-        self.each_attached(first..index::PAGES, |page, frame| self.detach(page, frame));
+        self.detach_all(first..index::PAGES);
         self.cuts.fetch_add(1, Ordering::AcqRel);
         fence_after_rmw();
         let first_copy = length.div_ceil(PAGE_SIZE);
@@ -201,6 +210,14 @@ impl<H: Host> File<H> {
         });
     }
 
+    /// Detaches every page of `pages`. One that is in a slot leaves it.
+    fn detach_all(&self, pages: Range<u64>) {
+        match self.is_in_memory() {
+            true => self.detach_in_memory(pages),
+            false => self.each_attached(pages, |page, frame| self.detach(page, frame)),
+        }
+    }
+
     /// Pins page `page` if it is in memory.
     fn pin_attached(&self, page: u64) -> Option<Pin<H>> {
         loop {
@@ -211,10 +228,13 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Locks page `page` if it is in memory, once no read and no write of it is under way.
+    /// Locks page `page` if it is in memory, once no read and no write of it is under way. Brings it back if it is in a slot.
     pub(super) fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
         loop {
-            let pin = self.pin_attached(page)?;
+            let pin = match self.pin_attached(page) {
+                None if self.is_in_slot(page) => self.wait_for_page(page).ok().flatten()?,
+                found => found?,
+            };
             pin.wait_for_read(None);
             let lock = pin.lock();
             lock.0.wait_for_write(None);
@@ -282,7 +302,7 @@ impl<H: Host> File<H> {
         let bytes = (pages.end - pages.start) * PAGE_SIZE;
         self.store.as_ref().map_or(Ok(()), |store| store.punch(pages.start * PAGE_SIZE, bytes))?;
         let removing = self.begin_removing(hole);
-        self.each_attached(pages.clone(), |page, frame| self.detach(page, frame));
+        self.detach_all(pages.clone());
         full_fence();
         self.drop_everywhere(pages, 0..0);
         drop(forbidden);
@@ -314,7 +334,8 @@ impl<H: Host> File<H> {
         }
         let (pin, _) = self.read(page, false, (NEWCOMER, GroupId::ROOT)).ok()?;
         pin.wait_for_read(None);
-        self.engine.folio(pin.frame()).is_uptodate().then_some(Some(pin))
+        let is_there = self.engine.folio(pin.frame()).is_uptodate() && self.wait_to_join(page, &pin);
+        is_there.then_some(Some(pin))
     }
 
     /// Pins the page that contains `part`, up to date. Returns `None` if there is nothing to zero.
@@ -323,10 +344,10 @@ impl<H: Host> File<H> {
         if part.is_empty() || self.is_hole(page) { Ok(None) } else { self.wait_for_page(page) }
     }
 
-    /// Returns whether `page` is an untouched page of a file in memory: zeros without a frame.
+    /// Returns whether `page` is an untouched page of a file in memory: zeros without a frame or a slot.
     pub(super) fn is_hole(&self, page: u64) -> bool {
-        let word = || self.index.get(page).map(|word| word.load(Ordering::Acquire));
-        self.is_in_memory() && word().and_then(frame_of).is_none()
+        let has_page = || self.index.get(page).is_some_and(|word| !is_absent(word.load(Ordering::Acquire)));
+        self.is_in_memory() && !has_page()
     }
 
     /// Returns whether transfers of `page` are forbidden. Called by a read after it has attached the page (SeqCst fence), and
@@ -387,10 +408,10 @@ impl<H: Host> Drop for Forbidden<'_, H> {
 
 impl From<Miss> for FileError {
     fn from(miss: Miss) -> Self {
-        debug_assert!(
-            !matches!(miss, Miss::PastEnd | Miss::Queue(_) | Miss::Forbidden | Miss::Full(_)),
-            "seen to by the caller"
-        );
-        Self::OutOfMemory
+        debug_assert!(matches!(miss, Miss::OutOfMemory(_) | Miss::Lost(_)), "seen to by the caller");
+        match miss {
+            Miss::Lost(error) => error.into(),
+            _ => Self::OutOfMemory,
+        }
     }
 }

@@ -5,8 +5,11 @@
 //! ```
 //! A page that no entry maps is evicted without a walk. The count of mappings decides whether the page can be freed. So a walk may end
 //! early, and may miss an entry that moves.
+//!
+//! A page of a file without a store is taken in the same way, and goes to a slot after the invalidation (`page_cache/in_slots.rs`).
 
-use super::groups::Victims;
+use super::groups::{Class, Victims};
+use super::policy::Report;
 use super::space_head::{Reach, Refusal, Victim, VictimKind};
 use super::walk::Unmapped;
 use crate::engine::{Engine, StaleBatch};
@@ -66,12 +69,20 @@ pub(super) struct Files<H: Host> {
     has_handed_over: bool,
     /// Whether writeback of dirty pages was started.
     has_started: bool,
+    /// Whether a swap device had a place when a page of a file without a store asked last.
+    has_place: Option<bool>,
 }
 
 impl<H: Host> Files<H> {
     pub fn new() -> Self {
-        let dirty = SmallVec::new();
-        Self { last: None, dirty, has_met_again: false, has_handed_over: false, has_started: false }
+        Self {
+            last: None,
+            dirty: SmallVec::new(),
+            has_met_again: false,
+            has_handed_over: false,
+            has_started: false,
+            has_place: None,
+        }
     }
 
     /// Returns the file of `frame`, which the caller has isolated.
@@ -162,31 +173,64 @@ impl<H: Host> Engine<H> {
             self.pass_over(victims.class, frame, refusal);
             Unmapped::None(refusal)
         };
-        let Some(file) = files.of(self, frame) else { return stay(Refusal::Busy) };
+        let is_in_memory = files.of(self, frame).map(|file| file.is_in_memory());
+        let Some(is_in_memory) = is_in_memory else { return stay(Refusal::Busy) };
         let is_used = !victims.takes_young && folio.take_referenced();
         let is_mapped = folio.mappings() != 0;
         if is_used && !is_mapped {
             return stay(Refusal::Young);
         }
-        if is_dirty {
+        if is_in_memory {
+            // A full device is seen before an entry changes.
+            if !*files.has_place.get_or_insert_with(|| self.has_place_in_swap()) {
+                return stay(Refusal::NoSlot);
+            }
+        } else if is_dirty {
             files.note_dirty(page);
             return stay(Refusal::Dirty);
         }
+        let unmapped = || if is_in_memory { Unmapped::All } else { Unmapped::File };
         if !is_mapped {
             // No delay: threads with pins may wait for this one, so this one must not wait for them.
-            return if folio.is_pinned_by_others() { stay(Refusal::Pinned) } else { Unmapped::File };
+            return if folio.is_pinned_by_others() { stay(Refusal::Pinned) } else { unmapped() };
         }
         // A page that a lookup has found is in use. The same use has set an accessed bit, which counts no second time.
         let reach = if is_used { Reach::Nothing } else { Reach::of(victims.takes_young) };
-        let victim = Victim { frame, kind: VictimKind::File, reach };
+        let Some(file) = files.of(self, frame) else { return stay(Refusal::Busy) };
+        let kind = if is_in_memory { VictimKind::FileInMemory } else { VictimKind::File };
+        let victim = Victim { frame, kind, reach };
         let mut taking = Taking { victim, folio, stale, looks: 0, taken: 0, refusal: Refusal::Gone };
         file.unmap_everywhere(page, &mut taking);
         let (taken, refusal) = (taking.taken, taking.refusal);
         if folio.mappings() == 0 {
-            return Unmapped::File;
+            return unmapped();
         }
         self.pass_over(victims.class, frame, refusal);
         if taken != 0 { Unmapped::Some } else { Unmapped::None(refusal) }
+    }
+
+    /// Makes each page of `frames` that is of a file without a store that of a slot, to be written as an anonymous one. No entry maps
+    /// the pages, and no processor has an old translation of one. A page that is in use again stays the file's. Such pages come last
+    /// then, and are let go. Returns the number of the others.
+    pub(super) fn move_to_slots(&self, class: Class, frames: &mut [Frame], files: &mut Files<H>) -> usize {
+        let (mut count, mut index) = (frames.len(), 0);
+        while index < count {
+            let frame = frames[index];
+            let is_of_slot = self.folio(frame).is_anonymous()
+                || files.of(self, frame).is_some_and(|file| file.move_to_slot(frame));
+            if is_of_slot {
+                index += 1;
+                continue;
+            }
+            // Perhaps the devices are full now.
+            files.has_place = None;
+            count -= 1;
+            frames.swap(index, count);
+            self.end_isolation(frame);
+            let report = if self.folio(frame).is_free() { Report::Freed } else { Report::Busy };
+            self.report(class, frame, report);
+        }
+        count
     }
 
     /// Ends the isolation of a file's page that no entry maps, after the invalidation. Returns whether its frame is free now. If not,

@@ -1,6 +1,6 @@
 //! The queues of all groups of an engine: gathers the arrivals of all threads, and chooses the group that gives frames up.
 //!
-//! Each group has queues for its anonymous pages, and others for its pages of files. A *class* is the pages of one group and one kind. A
+//! Each group has queues for its anonymous pages, with those of files without a store, and others for its pages of files. A *class* is the pages of one group and one kind. A
 //! frame that is freed stays in its queue, and may be of another class in its next life. The thread that takes such a stray frame off a
 //! queue puts it into the right one. If the queues of a group are empty, the queues of the others are sorted, since they may have strays.
 
@@ -16,11 +16,13 @@ use core::mem;
 /// The number of frames that are sorted in one call.
 const SORTED: u64 = 4 * MANY_LOOKS;
 
-/// The kind of a page. It decides how reclaim takes the page.
+/// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PageKind {
+    /// An anonymous page, or a page of a file without a store.
     #[default]
     Anonymous,
+    /// A page of a file that has a store.
     File,
 }
 
@@ -28,7 +30,7 @@ impl PageKind {
     const ALL: [Self; 2] = [Self::Anonymous, Self::File];
 
     fn of(folio: &Folio) -> Self {
-        if folio.is_anonymous() { Self::Anonymous } else { Self::File }
+        if folio.is_of_swap() { Self::Anonymous } else { Self::File }
     }
 
     /// Returns the other kind.

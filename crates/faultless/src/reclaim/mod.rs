@@ -86,6 +86,10 @@ impl<H: Host> Folios for Engine<H> {
     fn folio(&self, frame: Frame) -> &Folio {
         Engine::folio(self, frame)
     }
+
+    fn swaps(&self) -> bool {
+        Engine::swaps(self)
+    }
 }
 
 impl<H: Host> Engine<H> {
@@ -97,7 +101,8 @@ impl<H: Host> Engine<H> {
         section.arrivals().push(folio, frame, Distance::NEW);
     }
 
-    /// Notes an anonymous page as [`Engine::arrived`] does, if the engine reclaims. For a caller in no section.
+    /// Notes an anonymous page, or one of a file without a store, as [`Engine::arrived`] does, if the engine reclaims. For a caller in a
+    /// section or not.
     pub(crate) fn arrived_outside(&self, frame: Frame) {
         if self.reclaims() {
             let (slot, _guard) = self.host().slots().pin();
@@ -151,6 +156,16 @@ impl<H: Host> Engine<H> {
     /// Called once for each page that is evicted.
     pub(crate) fn evicted(&self, class: Class) -> Shadow {
         Shadow::new(self.evictions(class).fetch_add(1, plain::Ordering::Relaxed))
+    }
+
+    /// Notes that the read of a page of a file without a store has begun, into `frame`, from `slot`: as [`Engine::refaulted`] if the same
+    /// group has paid for the page before, else as a new page. For a caller in no section.
+    pub(crate) fn refaulted_of_file(&self, frame: Frame, (payer, shadow): (GroupId, Shadow)) {
+        if self.folio(frame).group() == payer {
+            self.refaulted(frame, shadow)
+        } else {
+            self.arrived_outside(frame)
+        }
     }
 
     /// Returns the shadow of an anonymous page of the root that is evicted now.

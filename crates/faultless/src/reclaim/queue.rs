@@ -49,6 +49,11 @@ pub(crate) trait Folios {
     /// Returns the folio of `frame`.
     fn folio(&self, frame: Frame) -> &Folio;
 
+    /// Returns whether pages of files without a store can be taken: there is swap space.
+    fn swaps(&self) -> bool {
+        true
+    }
+
     /// Returns the link of `frame`'s folio.
     #[inline]
     fn link(&self, frame: Frame) -> &AtomicU64 {
@@ -201,8 +206,8 @@ pub(crate) struct Queue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub frame: Frame,
-    /// The uses of its page; `None` if the frame is free, or its page is of a file without a store. Such a frame is dropped: the
-    /// thread that begins another page in it puts it into a stack.
+    /// The uses of its page; `None` if the frame is free, or its page is of a file without a store and reclaim does not swap. Such a
+    /// frame is dropped: the thread that begins another page in it puts it into a stack.
     pub uses: Option<u64>,
 }
 
@@ -229,7 +234,7 @@ impl Queue {
     pub fn take(&mut self, folios: &impl Folios, origin: u64) -> Option<Taken> {
         let frame = frame_of(self.first)?;
         let folio = folios.folio(frame);
-        let early = if mutant!("popped_after_the_look") { Some(folio.uses()) } else { None };
+        let early = if mutant!("popped_after_the_look") { Some(folio.uses(folios.swaps())) } else { None };
         // Partner: `Arrivals::push`, see the module.
         let link = folio.link().swap(origin << ORIGIN, Ordering::AcqRel);
         self.first = link & NEXT;
@@ -237,7 +242,7 @@ impl Queue {
             self.last = 0;
         }
         self.length -= 1;
-        Some(Taken { frame, uses: early.unwrap_or_else(|| folio.uses()) })
+        Some(Taken { frame, uses: early.unwrap_or_else(|| folio.uses(folios.swaps())) })
     }
 
     /// Looks at the `count` oldest frames, if there are as many. Those that `keeps` refuses go to `strays`; the others go to the

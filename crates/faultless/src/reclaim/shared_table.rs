@@ -54,7 +54,9 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(victim.frame);
         let gone = |seen: Entry| match victim.kind {
             VictimKind::Swapped(slot, generation) => Entry::swapped(slot, generation, seen.bits()),
-            VictimKind::File | VictimKind::Dropped => Entry::gone(victim.frame, seen.bits()),
+            VictimKind::File | VictimKind::FileInMemory | VictimKind::Dropped => {
+                Entry::gone(victim.frame, seen.bits())
+            }
         };
         match victim.kind {
             VictimKind::Swapped(slot, generation) if folio.is_of_slot(slot) => {
@@ -65,9 +67,11 @@ impl<H: Host> Engine<H> {
             }
             VictimKind::Swapped(..) => return Err(Refusal::Busy),
             VictimKind::Dropped => return Err(Refusal::NotAlone),
-            VictimKind::File if folio.is_pinned_for_io() => return Err(Refusal::Pinned),
+            VictimKind::File | VictimKind::FileInMemory if folio.is_pinned_for_io() => {
+                return Err(Refusal::Pinned);
+            }
             VictimKind::File if seen.has(Entry::WRITE) || !folio.is_clean() => return Err(Refusal::Dirty),
-            VictimKind::File => {}
+            VictimKind::File | VictimKind::FileInMemory => {}
         }
         // The pin of the caller keeps the folio.
         let _ = folio.end_mapping();

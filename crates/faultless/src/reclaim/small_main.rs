@@ -86,7 +86,7 @@ impl ReclaimPolicy for SmallMain {
                 false
             }
             Report::Young if origin == SMALL => {
-                let is_used = folio.uses().is_some_and(|uses| uses >= USED);
+                let is_used = folio.uses(true).is_some_and(|uses| uses >= USED);
                 if is_used {
                     folio.forget_uses();
                 }

@@ -43,6 +43,8 @@ pub(crate) enum VictimKind {
     Dropped,
     /// A clean page of a file. The entry becomes GONE.
     File,
+    /// A page of a file without a store, which is to go to a slot. The entry becomes GONE.
+    FileInMemory,
 }
 
 /// The reason why reclaim has left an entry as it is.

@@ -7,7 +7,8 @@
 //! 4  one invalidation for the batch, in no section
 //! 5  a folio that no entry maps is freed if its slot has the bytes, and written otherwise
 //! ```
-//! A page of a file has no step 2. Its file leads to the entries in step 3 (`file_pages.rs`), and step 5 evicts it.
+//! A page of a file has no step 2. Its file leads to the entries in step 3 (`file_pages.rs`), and step 5 evicts it. The page of a file
+//! without a store gets its slot at the beginning of step 5.
 //!
 //! From step 3 to step 4 only an old translation can store into the page. The pin keeps the frame, and a fault that meets the
 //! slot meanwhile finds the folio isolated and undoes the reclaim (rule S2). Range work that finds the slot's entry invalidates
@@ -63,7 +64,7 @@ struct Batch {
 
 /// The outcome of step 3 for a folio.
 pub(super) enum Unmapped {
-    /// No entry maps the folio.
+    /// No entry maps the folio, which has a slot or is to get one.
     All,
     /// Some entries name its slot now, and others still map it.
     Some,
@@ -205,7 +206,7 @@ impl<H: Host> Engine<H> {
         let (mut out, mut kept) = (0, 0);
         for i in 0..frames.len() {
             let frame = frames[i];
-            if kinds == Kinds::Files && self.folio(frame).is_anonymous() {
+            if kinds == Kinds::Files && self.folio(frame).is_of_swap() {
                 self.report(class, frame, Report::Busy);
                 continue;
             }
@@ -277,6 +278,9 @@ impl<H: Host> Engine<H> {
                 self.report(class, frame, Report::Busy);
             }
         }
+        let moved = self.move_to_slots(class, &mut frames[..out], files);
+        is_delayed |= moved != out;
+        out = moved;
         self.counters().add(Counter::Reclaimed, out as u64 + of_files);
         self.sections().groups().note(class.group, Event::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);

@@ -47,7 +47,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let _inside = D::inside(&self.lock, engine, view, page, attempt).map_err(|_| Refusal::Busy)?;
         let leaf = self.table.leaf(section, page).ok_or(Refusal::Gone)?;
         if self.table.is_shared(leaf) {
-            if victim.kind == VictimKind::File {
+            if let VictimKind::File | VictimKind::FileInMemory = victim.kind {
                 let record = self.table.record(leaf);
                 return engine.take_shared(record, page.get() - record.first(), victim, stale);
             }
@@ -95,7 +95,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 VictimKind::Swapped(..) => None,
                 // An entry with the write right means that the folio is dirty, or that writeback is about to take the right.
                 VictimKind::File if seen.has(Entry::WRITE) || !folio.is_clean() => Some(Refusal::Dirty),
-                VictimKind::File => None,
+                // A store by an old translation is kept too: the bytes are read after the invalidation.
+                VictimKind::File | VictimKind::FileInMemory => None,
             },
         };
         if let Some(refusal) = refusal {
@@ -105,7 +106,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         stale.touch(page);
         let install = |gone| self.table.install(leaf, page, gone);
         let is_installed = match victim.kind {
-            VictimKind::File => {
+            VictimKind::File | VictimKind::FileInMemory => {
                 let is_installed = install(Entry::gone(victim.frame, seen.bits())).is_ok();
                 if is_installed {
                     let _ = folio.end_mapping();

@@ -3,7 +3,8 @@
 use super::Cached;
 use super::steps::Surroundings as _;
 use crate::engine::Engine;
-use crate::host::{Frame, Host, Slot};
+use crate::host::{Frame, GroupId, Host, Slot};
+use crate::reclaim::Shadow;
 use crate::stats::Counter;
 use crate::store::StoreError;
 
@@ -49,6 +50,43 @@ impl<H: Host> Engine<H> {
                 None
             }
         }
+    }
+
+    /// Makes the folio of `frame`, a page of a file without a store that the caller has isolated, that of a slot:
+    /// see `Steps::attach_file_page`. Returns false if there is no slot or no place on a device, too. The caller is in no section, and has
+    /// no lock.
+    pub(crate) fn attach_file_page(&self, frame: Frame, leave: impl FnOnce(Slot, u16) -> bool) -> bool {
+        let Some((space, steps)) = self.swap_steps() else { return false };
+        let Some(location) = space.devices.reserve(0) else { return false };
+        let Ok((number, slot)) = space.slots.take() else {
+            self.release(location);
+            return false;
+        };
+        let group = self.folio(frame).group();
+        slot.set_group(group);
+        self.sections().groups().add_swap(group);
+        steps.attach_file_page(number, slot, frame, location, |generation| leave(number, generation))
+    }
+
+    /// Takes the slot from a folio that a file without a store has again, and the file's use of it. May be called in a section.
+    pub(crate) fn leave_to_file(&self, slot: Slot) {
+        if let Some((_, steps)) = self.swap_steps() {
+            steps.leave_to_file(slot);
+        }
+    }
+
+    /// Returns whether a device has a place for a page at the moment. The caller is in no section.
+    pub(crate) fn has_place_in_swap(&self) -> bool {
+        let location = self.swap_steps().and_then(|(space, _)| space.devices.reserve(0));
+        location.is_some_and(|location| {
+            self.release(location);
+            true
+        })
+    }
+
+    /// Returns the group that paid for the page of `slot` when it got the slot, and the time of the page's eviction.
+    pub(crate) fn payer_and_shadow(&self, slot: Slot) -> (GroupId, Shadow) {
+        (self.slot(slot).map_or(GroupId::ROOT, super::slot::SwapSlot::group), self.slot_shadow(slot))
     }
 
     /// Takes the folio of `frame` out of its slot, before an entry gets the write right. Returns false if it has no slot. The caller

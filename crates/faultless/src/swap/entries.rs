@@ -92,6 +92,11 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Returns whether the folio of `frame`, which the caller has pinned, is attached to `slot`.
+    pub(crate) fn is_attached_to(&self, frame: Frame, slot: Slot) -> bool {
+        self.slot(slot).and_then(SwapSlot::attached) == Some(frame)
+    }
+
     /// Returns whether the folio of `slot` is in memory, with its bytes. A hint.
     pub(crate) fn is_slot_in_memory(&self, slot: Slot) -> bool {
         let attached = self.slot(slot).and_then(SwapSlot::attached);

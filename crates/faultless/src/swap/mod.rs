@@ -15,6 +15,8 @@
 //!   └── last entry gone ◄────┴────────────────────────────────┘
 //! ```
 //! * A slot is free when neither an entry or a transfer (its count) nor a folio (IN_CACHE) has it. One word decides that.
+//! * The word of the index of a file without a store counts as an entry. It is then the only one, until the file has the page again
+//!   (`page_cache/in_slots.rs`).
 //! * A write right means: no slot. So a slot is written at most once in a life, and its bytes never change.
 //! * A write or a read has a reference of its own to the slot, taken by generation. So the slot stays what it was.
 //! * A thread that changes IN_CACHE owns the slot's folio number until it has done so.
@@ -151,6 +153,12 @@ impl<H: Host> Engine<H> {
             slots: space.slots.used(),
             devices: space.devices.usage().collect(),
         })
+    }
+
+    /// Returns whether the engine has, or had, a swap device.
+    #[inline]
+    pub(crate) fn swaps(&self) -> bool {
+        self.swap.0.is_set()
     }
 
     fn swap_steps(&self) -> Option<(&Space, Steps<'_, Self>)> {

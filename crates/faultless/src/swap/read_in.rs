@@ -142,7 +142,8 @@ impl<H: Host> Engine<H> {
         for named in ahead.iter().take(MOST as usize - 1) {
             // Waiters for memory come first.
             let is_free = self.cache.queue.is_first(NEWCOMER);
-            let frame = is_free.then(|| self.take_frame(group, FrameUse::Anonymous)).flatten();
+            let purpose = self.slot(named.0).map_or(FrameUse::Anonymous, |slot| slot.state().purpose());
+            let frame = is_free.then(|| self.take_frame(group, purpose)).flatten();
             let Some(frame) = frame else { break };
             if self.begin_ahead(space, steps, *named, frame) {
                 reads.extend(self.place_ahead(space, *named, frame));

@@ -6,7 +6,7 @@
 //!                                      the folio isolated, and not being written: not WRITTEN, no place       the place is free
 //! until the device has no page
 //! ```
-//! Entries name slots, so no page table is walked. A folio without a place is as one that was never written: reclaim writes it to
+//! Entries name slots, and so do the indices of files without a store. So no page table is walked. A folio without a place is as one that was never written: reclaim writes it to
 //! another device. If there is no room for a page, the device is used again. Pages that are in memory by then stay there.
 
 use super::cache::SwapIn;
@@ -152,9 +152,11 @@ impl<H: Host> Engine<H> {
     ) -> Result<Option<Frame>, NoRoom> {
         let mut look = 0;
         // The group that paid for the page before it was written.
-        let group = space.slots.get(slot.get()).map_or(GroupId::ROOT, SwapSlot::group);
+        let found = space.slots.get(slot.get());
+        let group = found.map_or(GroupId::ROOT, SwapSlot::group);
+        let purpose = found.map_or(FrameUse::Anonymous, |found| found.state().purpose());
         let frame = loop {
-            match self.take_frame(group, FrameUse::Anonymous) {
+            match self.take_frame(group, purpose) {
                 Some(frame) => break frame,
                 None if self.make_room(group, 1, &mut look).is_ok() => {}
                 None => return Err(NoRoom),

@@ -2,7 +2,7 @@
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Frame, GENERATIONS, GroupId};
+use crate::host::{Frame, FrameUse, GENERATIONS, GroupId};
 use crate::store::StoreError;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::plain;
@@ -16,6 +16,7 @@ use crate::sync::plain;
 ///  25 WRITTEN: the location has the bytes      26 POISONED: the bytes cannot be had
 ///  27 PATTERN: `location` is the word that the page repeats      28 MOVED: an entry that names the slot was moved
 ///  29 AHEAD: the folio was read ahead, and no fault has used it yet
+///  30 OF_FILE: the page is of a file without a store. The word of the file's index counts as the one entry that names the slot
 ///  32–43 generation: the number of lives of the slot so far, modulo 4,096
 /// ```
 /// The count and IN_CACHE are references. When both are gone, the slot is free. The thread that drops the last one gives the slot
@@ -53,6 +54,7 @@ const POISONED: u64 = 1 << 26;
 const PATTERN: u64 = 1 << 27;
 const MOVED: u64 = 1 << 28;
 const AHEAD: u64 = 1 << 29;
+const OF_FILE: u64 = 1 << 30;
 const REFERENCES: u64 = COUNT | IN_CACHE;
 const GENERATION_SHIFT: u32 = 32;
 
@@ -108,6 +110,11 @@ impl State {
     /// Returns whether an entry that has the page was moved.
     pub fn is_moved(self) -> bool {
         self.0 & MOVED != 0
+    }
+
+    /// Returns the use for which a frame for the page is taken.
+    pub fn purpose(self) -> FrameUse {
+        if self.0 & OF_FILE != 0 { FrameUse::File } else { FrameUse::Anonymous }
     }
 
     /// Returns the generation, which is below [`GENERATIONS`].
@@ -206,10 +213,19 @@ impl SwapSlot {
 
     /// Begins a life with `frame` attached and no entry yet. The caller has the free slot alone. Returns the generation.
     pub fn begin(&self, frame: Frame, location: Location) -> u16 {
+        self.begin_as(frame, location, IN_CACHE)
+    }
+
+    /// Begins a life as [`SwapSlot::begin`] does, for a page of a file without a store. The file has one use of the slot.
+    pub fn begin_of_file(&self, frame: Frame, location: Location) -> u16 {
+        self.begin_as(frame, location, IN_CACHE | OF_FILE | 1)
+    }
+
+    fn begin_as(&self, frame: Frame, location: Location, state: u64) -> u16 {
         let generation = State(self.state.load(Ordering::Relaxed)).generation();
         self.location.store(location.bits(), Ordering::Relaxed);
         self.folio.store(frame.get() + 1, Ordering::Release);
-        self.state.store(IN_CACHE | u64::from(generation) << GENERATION_SHIFT, Ordering::Release);
+        self.state.store(state | u64::from(generation) << GENERATION_SHIFT, Ordering::Release);
         generation
     }
 

@@ -93,6 +93,38 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         None
     }
 
+    /// Makes the isolated and pinned folio of `frame`, a page of a file without a store, that of the free slot `number`, which the caller
+    /// has from [`SlotTable::take`]. The file has the one use of the slot. Calls `leave` with the generation, which has the folio leave
+    /// the file ([`Folio::leave_file`]) unless others have it. If it returns false, the slot is free again, the location goes back to its
+    /// device, and this returns false.
+    pub fn attach_file_page(
+        self,
+        number: Slot,
+        slot: &SwapSlot,
+        frame: Frame,
+        location: Location,
+        leave: impl FnOnce(u16) -> bool,
+    ) -> bool {
+        let generation = slot.begin_of_file(frame, location);
+        if leave(generation) {
+            return true;
+        }
+        // IN_CACHE is left, which is this thread's.
+        let _ = slot.put();
+        self.leave(number.get(), slot, None);
+        false
+    }
+
+    /// Takes the slot from a folio that a file has again, and the file's use of it ([`Folio::join_file`]).
+    pub fn leave_to_file(self, number: Slot) {
+        if let Some(slot) = self.slots.get(number.get()) {
+            self.leave(number.get(), slot, None);
+            if !mutant!("file_keeps_its_slot") {
+                self.put(number.get(), slot);
+            }
+        }
+    }
+
     /// Takes the folio of `frame` out of its slot. The caller has another reference to it. Returns false if it has no slot.
     pub fn take_out(self, frame: Frame) -> bool {
         let folio = self.around.folio(frame);

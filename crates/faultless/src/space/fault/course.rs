@@ -257,7 +257,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 course.kept = kept;
                 return Ok(());
             }
-            Ok((pin, started)) => Awaited::Page { pin, absent, started },
+            Ok((pin, started)) => {
+                // The page of a file without a store is written to a slot, and comes back after that.
+                let is_written = absent.file.is_in_memory() && !pin.is_reading() && pin.is_writeback();
+                let why = if is_written { NotReady::Writeback } else { absent.why };
+                Awaited::Page { pin, absent: Absent { why, ..absent }, started }
+            }
+            // As for an anonymous page: the pages of the group, or of the machine, give a frame.
+            Err(Miss::OutOfMemory(_)) if absent.file.is_in_memory() => {
+                drop((kept, absent));
+                return self.make_room((address, access), course, pending);
+            }
             Err(Miss::PastEnd) => {
                 drop(kept);
                 refused(&absent);
@@ -273,6 +283,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 refused(&absent);
                 return Err(FaultError::OutOfMemory { address });
             }
+            Err(Miss::Lost(error)) => {
+                drop(kept);
+                refused(&absent);
+                return Err(FaultError::Io { address, error });
+            }
             // To wait for others' pins with a lock could keep the others from dropping them.
             Err(miss) => {
                 kept = None;
@@ -280,7 +295,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     Miss::Full(full) => Awaited::Place { full },
                     Miss::Queue(seen) => Awaited::Memory { seen },
                     Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
-                    Miss::PastEnd | Miss::OutOfMemory(_) => unreachable!("matched above"),
+                    Miss::PastEnd | Miss::OutOfMemory(_) | Miss::Lost(_) => unreachable!("matched above"),
+                    Miss::InSlot => unreachable!("a read brings the page back"),
                 }
             }
         };

@@ -256,6 +256,14 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                 return Ok(Some((attempt, None)));
             }
         };
+        if absent.file.is_in_memory() {
+            // A page that was read from a slot is the file's from here on, unless the file has been cut. If the read has failed, the
+            // fault that starts over finds the error.
+            absent.file.join(absent.page, pin.frame());
+            if !space.engine().folio(pin.frame()).is_uptodate() {
+                return Ok(Some((D::again(attempt, started), None)));
+            }
+        }
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
