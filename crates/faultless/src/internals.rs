@@ -35,6 +35,7 @@
 //!
 //! 4. A fault that finds no free frame lets everything go, reclaims (`reclaim/walk.rs`), and starts over. A fault that
 //!    meets an entry with a slot maps the folio of the slot, or reads it and becomes a pending fault (`space/fault/swapped.rs`).
+//!    A page of a file without a store may be in a slot too. The file's index names that slot, and the fault asks the file as in 3.
 //!
 //! # Where each call is
 //!
@@ -64,6 +65,7 @@
 //! | the background worker: free frames, groups below their limits; dirty pages | `background/`; `page_cache/dirty.rs` |
 //! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
+//! | pages of files without a store in swap space | `page_cache/in_slots.rs`, `frame/file_in_memory.rs` |
 //!
 //! mremap moves pages by their entries. While they are on their way the mapping says so at both places, and page work that
 //! meets it waits, as it does for a mapping placed over an existing one (MAP_FIXED; `moving.rs` has the steps).

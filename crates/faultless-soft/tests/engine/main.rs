@@ -22,6 +22,7 @@ mod reclaim_queues;
 mod remap_limits;
 mod scarce;
 mod shared_memory_in_swap;
+mod shared_memory_pressure;
 mod stuck;
 mod swap;
 mod swap_ahead;

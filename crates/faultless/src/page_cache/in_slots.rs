@@ -25,6 +25,18 @@ impl<H: Host> File<H> {
         self.index.get(page).is_some_and(|word| slot_of(word.load(Ordering::Acquire)).is_some())
     }
 
+    /// Returns how many of `pages` are in slots. Waits for nothing.
+    pub(crate) fn pages_in_slots(&self, pages: Range<u64>) -> u64 {
+        let mut count = 0;
+        if self.is_in_memory() && self.engine.swaps() {
+            self.index.each_from(pages.start, &mut |page, word| {
+                let is_in_slot = || slot_of(word.load(Ordering::Relaxed)).is_some();
+                count += u64::from(page < pages.end && is_in_slot());
+            });
+        }
+        count
+    }
+
     /// Makes the page in `frame` that of a slot. The caller has isolated and pinned its folio, no entry maps it, and no processor has
     /// an old translation. Returns false if the page is in use or detached, or if there is no slot; nothing has changed then. The caller
     /// is in no section, and has no lock.

@@ -118,10 +118,12 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     /// Takes the slot from a folio that a file has again, and the file's use of it ([`Folio::join_file`]).
     pub fn leave_to_file(self, number: Slot) {
         if let Some(slot) = self.slots.get(number.get()) {
-            self.leave(number.get(), slot, None);
+            // The use goes first, so that no thread reads the slot again. The folio is no slot's to free, so the slot stays until
+            // IN_CACHE goes, which is this thread's.
             if !mutant!("file_keeps_its_slot") {
-                self.put(number.get(), slot);
+                let _ = slot.put();
             }
+            self.leave(number.get(), slot, None);
         }
     }
 

@@ -4,6 +4,7 @@
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::host::{Entry, EntryKind, Host, PageTable};
+use crate::protection::Sharing;
 use crate::space::calls::listing::MappingInfo;
 use crate::space::calls::resident::FEW;
 use crate::space::{AddressSpace, Space};
@@ -47,9 +48,10 @@ pub struct MappingUsage {
     pub proportional_dirty: u64,
     /// Resident pages that may be dropped when memory is short, after MADV_FREE (LazyFree).
     pub lazy_free: u64,
-    /// Anonymous pages that a slot of swap space has, and no entry of the mapping (Swap).
+    /// Anonymous pages that a slot of swap space has, and no entry of the mapping; in a shared mapping of a file without a store, the
+    /// pages of the file that are in slots (Swap).
     pub swap: u64,
-    /// The pages of `swap`, each divided by the number of entries that name its slot (SwapPss).
+    /// The anonymous pages of `swap`, each divided by the number of entries that name its slot (SwapPss).
     pub swap_proportional: u64,
 }
 
@@ -129,6 +131,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     fn count_pages(&self, usage: &mut MappingUsage) {
+        usage.swap = PAGE_SIZE * self.shared_pages_in_slots(usage.mapping.range);
         let mut rest = Some(usage.mapping.range);
         while let Some(part) = rest {
             let section = self.engine.enter();
@@ -143,5 +146,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             rest = PageRange::new(end, part.end());
         }
+    }
+
+    /// Returns the number of pages in slots that the first mapping of `range` shows, if it is a shared one of a file without a store.
+    fn shared_pages_in_slots(&self, range: PageRange) -> u64 {
+        let section = self.engine.enter();
+        let vma = self.tree.view(&section).find(range.start());
+        let shown = vma.filter(|vma| vma.mapping().sharing == Sharing::Shared);
+        let shown = shown.and_then(|vma| vma.mapping().file_page(range.start()));
+        let shown = shown.map(|(file, page)| (file.clone(), page));
+        drop(section);
+        shown.map_or(0, |(file, page)| file.pages_in_slots(page..page + range.pages()))
     }
 }

@@ -226,6 +226,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let read = absent.file.read(absent.page, attempt.retries > 0, (attempt.ticket, space.group()));
         let read = match read {
             Err(Miss::Queue(_)) if attempt.turns >= MOST_TURNS => Err(Miss::OutOfMemory(Some(GroupId::ROOT))),
+            // As for an anonymous page: the pages of the group, or of the machine, give a frame.
+            Err(Miss::OutOfMemory(_)) if absent.file.is_in_memory() => {
+                drop((kept, absent));
+                return self.make_room((address, access), course, pending);
+            }
             read => read,
         };
         self.go_on_after_read((address, access), read, absent, kept, course, pending)
@@ -262,11 +267,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 let is_written = absent.file.is_in_memory() && !pin.is_reading() && pin.is_writeback();
                 let why = if is_written { NotReady::Writeback } else { absent.why };
                 Awaited::Page { pin, absent: Absent { why, ..absent }, started }
-            }
-            // As for an anonymous page: the pages of the group, or of the machine, give a frame.
-            Err(Miss::OutOfMemory(_)) if absent.file.is_in_memory() => {
-                drop((kept, absent));
-                return self.make_room((address, access), course, pending);
             }
             Err(Miss::PastEnd) => {
                 drop(kept);
