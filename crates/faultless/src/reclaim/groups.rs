@@ -16,6 +16,9 @@ use core::mem;
 /// The number of frames that are sorted in one call.
 const SORTED: u64 = 4 * MANY_LOOKS;
 
+/// The number of calls for one group after which a search for strays may be made though the group's queues are not empty.
+const CALLS: u32 = 64;
+
 /// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PageKind {
@@ -130,6 +133,8 @@ pub(crate) struct Queues<P> {
     turn: u64,
     /// The number of the class whose queues are sorted next.
     sorted_next: usize,
+    /// The number of calls for one group since such a search for strays.
+    calls_since_search: u32,
     /// The number of frames that are to be sorted before a search for strays has seen all.
     unsorted: Option<u64>,
 }
@@ -222,6 +227,7 @@ impl<P: ReclaimPolicy> Queues<P> {
                     victims.takes_young |= more.takes_young;
                 }
                 self.unsorted = None;
+                self.search_if_few(folios, sections, wanted.of, victims.length);
                 return victims;
             }
             if is_gathered {
@@ -234,6 +240,19 @@ impl<P: ReclaimPolicy> Queues<P> {
         let is_delayed = is_part && self.sort(folios);
         let class = Class { group: wanted.of, kind: PageKind::File };
         Victims { class, count: 0, length: 0, takes_young: false, is_delayed }
+    }
+
+    /// Searches for strays of `group`, if most of the pages for which it pays are in queues of others: a queue of the group has only
+    /// `length` frames. Otherwise the group would give up these few again and again. Made once in [`CALLS`] calls.
+    fn search_if_few(&mut self, folios: &impl Folios, sections: &Sections, group: GroupId, length: u64) {
+        let Some(counts) = sections.groups().get(group) else { return };
+        self.calls_since_search += 1;
+        if self.calls_since_search >= CALLS {
+            self.calls_since_search = 0;
+            if length * 2 < counts.usage() {
+                self.sort(folios);
+            }
+        }
     }
 
     /// Fills `batch` with the next frames of `class` alone.
