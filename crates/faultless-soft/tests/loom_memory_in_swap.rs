@@ -10,6 +10,7 @@ mod swapping;
 
 use faultless::address::PAGE_SIZE;
 use faultless::stats::Counter;
+use faultless::swap::SwapDevice;
 use faultless::sync::Shared;
 use faultless::{Engine, File, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use swapping::Processors::{self, Caching, Walking};
 use swapping::{COPIES, Device, audit, engine, on_processor, reclaim, reclaiming, word, words};
 
-type Machine<'a> = (&'a Arc<Engine<Soft>>, &'a Shared<File<Soft>>, &'a Space, &'a Device);
+type Machine<'a> = (&'a Arc<Engine<Soft>>, &'a Shared<File<Soft>>, &'a Space, &'a Arc<Device>);
 
 /// Runs a model in a space that maps a file of one page, without a store, at page 0. Its first word is 1. Reclaim takes it at its next
 /// look. Asserts that all is free at the end of each run, and that reclaim takes the page in some runs.
@@ -39,6 +40,8 @@ fn with_a_page(
         let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE);
         space.map(request.at(Placement::Fixed(at(0)))).expect("a mapping");
         space.store_u64(at(0), 1).unwrap();
+        // Processor 2 has a translation of the page.
+        on_processor(2, || assert_eq!(space.load_u64(at(0)), Ok(1)));
         // The first look clears the accessed bit.
         reclaim(&engine);
         assert_eq!(engine.statistics().get(Counter::Reclaimed), 0, "a page in use was taken");
@@ -156,5 +159,58 @@ fn an_access_against_reclaim_of_a_page_that_comes_back() {
         space.store_u64(word(1), 2).unwrap();
         reclaim(engine);
         assert_eq!((words(space), read(file)), ((1, 2), 1), "a store was lost");
+    });
+}
+
+/// A hole is punched while reclaim moves the page to a slot. When that has returned, no processor reads the old bytes.
+#[test]
+fn a_hole_against_reclaim_of_shared_memory() {
+    with_a_page(1, Caching, Device::new, |(engine, file, space, _)| {
+        let reclaimer = reclaiming(engine, 1);
+        file.punch_hole(0, PAGE_SIZE).unwrap();
+        assert_eq!(on_processor(2, || space.load_u64(at(0))), Ok(0), "invariant 3: the old bytes");
+        space.store_u64(word(1), 2).unwrap();
+        reclaimer.join().unwrap();
+        assert_eq!((words(space), read(file)), ((0, 2), 0), "a store was lost");
+    });
+}
+
+/// munmap against reclaim: when it has returned, no processor stores into the page.
+#[test]
+fn unmap_against_reclaim_of_shared_memory() {
+    with_a_page(2, Caching, Device::new, |(engine, file, space, _)| {
+        let reclaimer = reclaiming(engine, 1);
+        space.unmap(at(0), PAGE_SIZE).unwrap();
+        let stored = on_processor(2, || space.try_load_u64(at(0)));
+        assert!(stored.is_err(), "invariant 3: an access after munmap");
+        reclaimer.join().unwrap();
+        assert_eq!(read(file), 1, "a page was lost");
+    });
+}
+
+/// The device is removed while an access brings the page back.
+#[test]
+fn swapoff_against_an_access_to_shared_memory() {
+    with_a_page(1, Walking, Device::new, |(engine, file, space, device)| {
+        reclaim(engine);
+        let load = beside(space, |space| assert_eq!(space.load_u64(at(0)), Ok(1)));
+        let device: Arc<dyn SwapDevice> = Arc::<Device>::clone(device);
+        let removed = engine.remove_swap(&device).unwrap();
+        assert!(removed.moved <= 1 && removed.lost == 0, "{removed:?}");
+        load.join().unwrap();
+        space.store_u64(word(1), 2).unwrap();
+        assert_eq!((words(space), read(file)), ((1, 2), 1), "a store was lost");
+    });
+}
+
+/// The file is cut while the write of its page begins, and an access waits for the end of that write.
+#[test]
+fn a_cut_beside_an_access_against_the_write_of_shared_memory() {
+    with_a_page(1, Walking, Device::new, |(engine, file, space, _)| {
+        let reclaimer = reclaiming(engine, 3);
+        let load = beside(space, |space| assert!(matches!(space.try_load_u64(at(0)), Ok(1) | Err(_))));
+        file.set_length(0);
+        load.join().unwrap();
+        reclaimer.join().unwrap();
     });
 }

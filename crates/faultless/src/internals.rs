@@ -61,7 +61,7 @@
 //! | another space's memory; advice about it; pages pinned for a device | `remote.rs`; `advise_remote.rs`; `pin.rs` |
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
 //! | the limits of a space | `../limits.rs` |
-//! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `space/truncate.rs` |
+//! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`, `zeros.rs`; a space's part in it: `space/truncate.rs` |
 //! | the background worker: free frames, groups below their limits; dirty pages | `background/`; `page_cache/dirty.rs` |
 //! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |

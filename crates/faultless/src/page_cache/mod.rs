@@ -27,6 +27,7 @@ mod resize;
 mod word;
 mod writeback;
 mod writers;
+mod zeros;
 
 pub(crate) use account::{Account, Full, Miss};
 pub use account::{FolioLock, Pin};
@@ -40,7 +41,7 @@ use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
 use crate::frame::{Reference, Refused};
 use crate::host::{Frame, FrameUse, GroupId, Host, OutOfMemory};
-use crate::reclaim::{Distance, Taking};
+use crate::reclaim::Taking;
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -412,75 +413,6 @@ impl<H: Host> File<H> {
             }
             return Ok((pin, true));
         }
-    }
-
-    /// Takes a reference to page `page` of a file that has no store. Makes the page of zeros if it is missing, in a frame that `take`
-    /// returns, for which its group pays. Does not sleep.
-    ///
-    /// # Errors
-    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`]; or [`Miss::InSlot`]: the page is in a slot, or on its way there or back.
-    pub(crate) fn make_page(
-        &self,
-        page: u64,
-        reference: Reference,
-        take: impl Fn() -> Option<Frame>,
-    ) -> Result<Frame, Miss> {
-        loop {
-            if page >= self.pages() || page >= index::PAGES {
-                return Err(Miss::PastEnd);
-            }
-            if let Some(word) = self.index.get(page) {
-                let seen = word.load(Ordering::Acquire);
-                if seen > SEEN {
-                    return self.find_by(word, seen, reference)?.ok_or(Miss::InSlot);
-                }
-            }
-            let frame = take().ok_or(Miss::OutOfMemory(None))?;
-            let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
-            // Partner: the fence of a cut, which has lowered the length before.
-            fence_after_rmw();
-            if page < self.pages() {
-                return Ok(frame);
-            }
-            self.detach(page, frame);
-            self.engine.put(frame, reference);
-        }
-    }
-
-    /// Attaches a free frame as page `page`, filled with zeros, up to date and dirty, with one `reference`. Returns `None` if
-    /// there is a page already, perhaps in a slot; the frame is then free again, as it is after an error.
-    fn attach_zeros(
-        &self,
-        page: u64,
-        frame: Frame,
-        reference: Reference,
-    ) -> Result<Option<Frame>, OutOfMemory> {
-        let frames = self.engine.frames();
-        frames.zero(frame);
-        let word = self.index.make(page).inspect_err(|_| self.engine.free_frame(frame))?;
-        let folio = self.engine.folio(frame);
-        folio.begin_dirty(self.home(), page, reference);
-        if !self.is_in_memory() {
-            self.engine.cache.count_cached(1);
-        }
-        let old = word.load(Ordering::Acquire);
-        let attached = (is_absent(old) || mutant!("zeros_over_a_slot") && frame_of(old).is_none())
-            && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if attached {
-            if !self.is_in_memory() {
-                self.engine.arrived_in_cache(frame, Distance::NEW);
-            } else if self.engine.swaps() {
-                self.engine.arrived_outside(frame);
-            }
-            return Ok(Some(frame));
-        }
-        if !self.is_in_memory() {
-            self.engine.cache.uncount_cached(1);
-        }
-        if folio.cancel_dirty(reference) {
-            self.engine.free_frame(frame);
-        }
-        Ok(None)
     }
 
     /// Clears the word of `page` if it names `frame`, and drops the cache's reference.

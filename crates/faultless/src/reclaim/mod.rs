@@ -230,7 +230,8 @@ impl<H: Host> Engine<H> {
     ///
     /// Call it to make room before memory is short. The number may be higher than `pages`, since pages are taken in batches. Writes that
     /// it has started free more frames when they end. A page that was used since reclaim last looked at it stays, unless no other page
-    /// can be taken. Without a swap device, only pages of files, and pages after MADV_FREE, are freed. All groups give pages.
+    /// can be taken. Without a swap device, only pages of files that have a store, and pages after MADV_FREE, are freed. All groups give
+    /// pages.
     ///
     /// The caller holds nothing that a fault needs. Waits for processors that have old translations, and for no I/O.
     pub fn reclaim(self: &Arc<Self>, pages: u64) -> u64 {

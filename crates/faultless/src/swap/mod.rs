@@ -1,4 +1,5 @@
-//! Swap: the bytes of anonymous pages that have no frame, and the folios that have bytes of a slot.
+//! Swap: the bytes of anonymous pages, and of pages of files without a store, that have no frame; and the folios that have bytes of a
+//! slot.
 //!
 //! An entry names a *slot*, and the slot says where the bytes are. A folio that has them is *attached*: the swap cache is all attached
 //! folios. The life of a slot:
@@ -128,7 +129,8 @@ impl<H: Host> Engine<H> {
     /// Adds a swap device. Pages are written to the first device that takes them, in the order in which devices were added: add fast
     /// ones first. [`Engine::remove_swap`] removes a device.
     ///
-    /// Add the first device before the first page is mapped: reclaim does not find anonymous pages that are older.
+    /// Add the first device before the first page is mapped: reclaim does not find anonymous pages that are older, nor such pages of
+    /// files without a store.
     ///
     /// # Errors
     /// [`SwapError`]; the device is not added.
