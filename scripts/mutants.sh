@@ -138,7 +138,7 @@ cached_counted_late      | faultless-soft | loom_evictions | a_page_that_is_read
 looks_at_one_entry       | faultless-soft | engine | generations_find_pages_in_use | one entry at a time
 reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9
 truncation_passes_gone   | faultless-soft | loom_reclaim_files | truncation_against_reclaim | invariant 3
-file_left_beside_a_pin   | faultless-soft | loom_memory_in_swap | a_write_by_handle_against | (a store was lost|panicked at crates)
+file_left_while_mapped   | faultless-soft | loom_memory_in_swap | a_store_against_reclaim | (a store was lost|Causality violation)
 joins_while_written      | faultless-soft | loom_memory_in_swap | a_store_against_the_write | (a store into a page that is being written|a store was lost)
 zeros_over_a_slot        | faultless-soft | loom_memory_in_swap | a_store_against_reclaim | (a store was lost|invariant 11)
 write_ends_silently      | faultless-soft | loom_memory_in_swap | a_cut_beside_an_access | deadlock

@@ -14,7 +14,7 @@ use faultless::swap::SwapDevice;
 use faultless::sync::Shared;
 use faultless::{Engine, File, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
-use models::{READ_WRITE, Space, at, beside, model};
+use models::{READ_WRITE, Space, at, beside, model, spawn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use swapping::Processors::{self, Caching, Walking};
@@ -99,9 +99,10 @@ fn two_accesses_bring_a_page_of_shared_memory_back() {
 fn a_store_against_the_write_of_shared_memory() {
     with_a_page(1, Walking, Device::gated, |(engine, _, space, device)| {
         reclaim(engine);
-        let store = beside(space, |space| space.store_u64(word(1), 2).unwrap());
-        device.end_writes();
-        store.join().unwrap();
+        let device = device.clone();
+        let writer = spawn(1, move || _ = device.end_writes());
+        space.store_u64(word(1), 2).unwrap();
+        writer.join().unwrap();
         assert_eq!(words(space), (1, 2), "a store was lost");
     });
 }
@@ -207,10 +208,11 @@ fn swapoff_against_an_access_to_shared_memory() {
 #[test]
 fn a_cut_beside_an_access_against_the_write_of_shared_memory() {
     with_a_page(1, Walking, Device::new, |(engine, file, space, _)| {
-        let reclaimer = reclaiming(engine, 3);
-        let load = beside(space, |space| assert!(matches!(space.try_load_u64(at(0)), Ok(1) | Err(_))));
-        file.set_length(0);
+        let load = beside(space, |space| assert!(matches!(space.load_u64(at(0)), Ok(1) | Err(_))));
+        let cut = file.clone();
+        let cut = spawn(3, move || cut.set_length(0));
+        reclaim(engine);
         load.join().unwrap();
-        reclaimer.join().unwrap();
+        cut.join().unwrap();
     });
 }

@@ -2,8 +2,8 @@
 //! anonymous, and CACHED is the swap cache's reference instead of the page cache's.
 
 use super::{
-    ANONYMOUS, CACHED, DIRTY, Folio, ISOLATED, LAZY, LOCKED, MAPPINGS, PIN, PINS, REFERENCES, UPTODATE,
-    USED2, WRITEBACK,
+    ANONYMOUS, CACHED, DIRTY, Folio, ISOLATED, LAZY, LOCKED, MAPPINGS, PIN, REFERENCES, UPTODATE, USED2,
+    WRITEBACK,
 };
 use crate::sync::atomic::Ordering;
 use crate::tables::Home;
@@ -14,8 +14,8 @@ impl Folio {
     /// no thread can add a reference: from then on the file names the slot. Acquire, as in the last put, and Release.
     pub(crate) fn leave_file(&self, slot: u64, publish: impl FnOnce()) -> bool {
         let state = |word: u64| word & (ANONYMOUS | UPTODATE | WRITEBACK | LOCKED);
-        // The mutant moves a page that a handle is writing.
-        let counted = if mutant!("file_left_beside_a_pin") { REFERENCES & !PINS | PIN } else { REFERENCES };
+        // The mutant moves a page that a fault has mapped again.
+        let counted = if mutant!("file_left_while_mapped") { REFERENCES & !MAPPINGS } else { REFERENCES };
         let mut word = self.word.load(Ordering::Relaxed);
         while word & counted == CACHED | PIN && state(word) == UPTODATE {
             match self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
@@ -49,7 +49,7 @@ impl Folio {
         self.home.store(home.bits(), Ordering::Release);
         loop {
             debug_assert!(is_ready(word), "a pinned folio has left its slot: {word:#x}");
-            let new = word & !(ANONYMOUS | LAZY | USED2) | DIRTY;
+            let new = word & !(ANONYMOUS | LAZY | USED2 | WRITEBACK & !written) | DIRTY;
             match self.word.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(now) => word = now,
