@@ -141,7 +141,6 @@ truncation_passes_gone   | faultless-soft | loom_reclaim_files | truncation_agai
 file_left_while_mapped   | faultless-soft | loom_memory_in_swap | a_store_against_reclaim | (a store was lost|Causality violation)
 joins_while_written      | faultless-soft | loom_memory_in_swap | a_store_against_the_write | (a store into a page that is being written|a store was lost)
 zeros_over_a_slot        | faultless-soft | loom_memory_in_swap | a_store_against_reclaim | (a store was lost|invariant 11)
-write_ends_silently      | faultless-soft | loom_memory_in_swap | a_cut_beside_an_access | deadlock
 cut_keeps_slots          | faultless-soft | engine | slots_are_free_after | (left:|slots are left)
 file_keeps_its_slot      | faultless-soft | loom_memory_in_swap | two_accesses_bring | (a page in memory has a slot|invariant 11)
 calls_unfenced           | faultless      | lib | a_call_reaches_a_worker | deadlock

@@ -90,9 +90,7 @@ impl<H: Host> Engine<H> {
         }
         let Some((number, generation, slot)) = steps.begin_write(frame) else {
             // It may have begun, and ended at once since the slot is not wanted any more. An access to the file may wait for the end.
-            if !mutant!("write_ends_silently") {
-                self.wake_all(core::ptr::from_ref(self.folio(frame)).addr());
-            }
+            self.wake_all(core::ptr::from_ref(self.folio(frame)).addr());
             return self.keep(frame);
         };
         // The write keeps other reclaimers away.
