@@ -81,8 +81,8 @@ impl<D: LockingDesign> Stalled<D> {
     fn second(&self) -> PendingFault<Soft, D> {
         let first = self.first();
         // Truncated and extended again: the page that was read no longer belongs to the file.
-        self.file.set_length(3 * PAGE_SIZE);
-        self.file.set_length(4 * PAGE_SIZE);
+        self.file.set_length(3 * PAGE_SIZE).unwrap();
+        self.file.set_length(4 * PAGE_SIZE).unwrap();
         self.gate.pass(1);
         pending(first.wait().expect("no error"))
     }

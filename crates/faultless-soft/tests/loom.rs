@@ -266,7 +266,7 @@ fn resume_against_truncation() {
         let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
         fives.end_reads();
         let other = spawn(1, move || pending.wait().map(|_| ()));
-        file.set_length(0);
+        file.set_length(0).unwrap();
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped");
         let _ = other.join().unwrap();
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped again");
@@ -446,7 +446,7 @@ fn truncation_during_fork() {
         // A private copy gives the mapping an anonymous page, so that fork copies its entries.
         bring(space, 1, Access::Write, &fives);
         let truncated = file.clone();
-        let truncation = spawn(1, move || truncated.set_length(0));
+        let truncation = spawn(1, move || truncated.set_length(0).unwrap());
         let child = space.fork().unwrap();
         truncation.join().unwrap();
         assert!(child.try_load_u64(at(1)).is_err(), "invariant 3: the child maps a page that was cut off");

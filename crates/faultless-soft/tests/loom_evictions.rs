@@ -60,7 +60,7 @@ fn a_page_that_is_read_against_truncation() {
         let (engine, file) = machine(4);
         let other = file.clone();
         let reader = spawn(1, move || read(&other, 1));
-        file.set_length(0);
+        file.set_length(0).unwrap();
         reader.join().unwrap();
         assert_nothing_is_left(&engine);
     });
@@ -80,7 +80,7 @@ fn eviction_against_a_reader_and_truncation() {
         reader.join().unwrap();
         let queued = engine.frames_for_reclaim().len() as u64;
         assert!(queued >= engine.cached_pages(), "a page is in no queue");
-        file.set_length(0);
+        file.set_length(0).unwrap();
         end(&engine, space);
         assert_nothing_is_left(&engine);
     });
@@ -118,7 +118,7 @@ fn truncation_against_unmap() {
     model(2, || {
         let (engine, file, space) = mapped();
         let unmap = beside(&space, move |other| other.unmap(at(1), PAGE_SIZE).unwrap());
-        file.set_length(0);
+        file.set_length(0).unwrap();
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped");
         unmap.join().unwrap();
         end(&engine, space);
@@ -134,7 +134,7 @@ fn truncation_against_remap() {
         let remap = beside(&space, move |other| {
             other.remap(RemapRequest::to(at(1), PAGE_SIZE, at(0))).unwrap();
         });
-        file.set_length(0);
+        file.set_length(0).unwrap();
         let is_gone = |page| space.try_load_u64(at(page)).is_err();
         assert!(is_gone(0) && is_gone(1), "invariant 3: a page that was cut off is mapped");
         remap.join().unwrap();

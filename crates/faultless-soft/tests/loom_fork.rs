@@ -210,7 +210,7 @@ fn truncation_of_a_shared_table() {
         }
         let child = sharing(&engine, &space);
         let truncated = file.clone();
-        let truncation = spawn(1, move || truncated.set_length(0));
+        let truncation = spawn(1, move || truncated.set_length(0).unwrap());
         child.store_u64(at(0), 2).unwrap();
         truncation.join().unwrap();
         for space in [&space, &child] {

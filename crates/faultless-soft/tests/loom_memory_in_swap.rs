@@ -53,7 +53,7 @@ fn with_a_page(
         audit(&space);
         drop(space);
         // A model does not drop the fields of an object that it frees.
-        file.set_length(0);
+        file.set_length(0).unwrap();
         engine.flush();
         assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
         assert_eq!(engine.swap_usage().slots, 0, "invariant 11: slots are left");
@@ -124,13 +124,13 @@ fn a_write_by_handle_against_reclaim_of_shared_memory() {
 fn a_cut_against_reclaim_of_shared_memory() {
     with_a_page(2, Caching, Device::new, |(engine, file, space, _)| {
         let reclaimer = reclaiming(engine, 1);
-        file.set_length(0);
+        file.set_length(0).unwrap();
         assert!(
             on_processor(2, || space.try_load_u64(at(0))).is_err(),
             "invariant 3: a page that was cut off"
         );
         reclaimer.join().unwrap();
-        file.set_length(PAGE_SIZE);
+        file.set_length(PAGE_SIZE).unwrap();
         assert_eq!((space.load_u64(at(0)), read(file)), (Ok(0), 0), "the bytes of a page that was cut off");
     });
 }
@@ -141,10 +141,10 @@ fn a_cut_against_an_access_to_shared_memory() {
     with_a_page(2, Walking, Device::new, |(engine, file, space, _)| {
         reclaim(engine);
         let load = beside(space, |space| assert!(matches!(space.load_u64(at(0)), Ok(1) | Err(_))));
-        file.set_length(0);
+        file.set_length(0).unwrap();
         load.join().unwrap();
         assert_eq!(engine.swap_usage().slots, 0, "a slot of a page that was cut off");
-        file.set_length(PAGE_SIZE);
+        file.set_length(PAGE_SIZE).unwrap();
         assert_eq!(space.load_u64(at(0)), Ok(0), "the bytes of a page that was cut off");
     });
 }
@@ -210,7 +210,7 @@ fn a_cut_beside_an_access_against_the_write_of_shared_memory() {
     with_a_page(1, Walking, Device::new, |(engine, file, space, _)| {
         let load = beside(space, |space| assert!(matches!(space.load_u64(at(0)), Ok(1) | Err(_))));
         let cut = file.clone();
-        let cut = spawn(3, move || cut.set_length(0));
+        let cut = spawn(3, move || cut.set_length(0).unwrap());
         reclaim(engine);
         load.join().unwrap();
         cut.join().unwrap();

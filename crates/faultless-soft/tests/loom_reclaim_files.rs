@@ -69,7 +69,7 @@ fn with_a_page(
             count.fetch_add(1, Ordering::Relaxed);
         }
         // A model does not drop the fields of an object that it frees.
-        file.set_length(0);
+        file.set_length(0).unwrap();
         engine.flush();
         assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
         assert_eq!(engine.cached_pages(), 0, "invariant 11: a page is left");
@@ -100,7 +100,7 @@ fn with_a_child(bound: usize, body: impl Fn(Machine, Space) -> Shared<File<Soft>
         assert_eq!(engine.statistics().get(Counter::Reclaimed), 1, "the file's page is not taken");
         let file = body((engine.clone(), file, space), child);
         // A model does not drop the fields of an object that it frees.
-        file.set_length(0);
+        file.set_length(0).unwrap();
         engine.flush();
         assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
         assert_eq!(engine.cached_pages(), 0, "invariant 11: a page is left");
@@ -166,7 +166,7 @@ fn a_private_copy_against_reclaim() {
 fn truncation_against_reclaim() {
     with_a_page(2, private, |(engine, file, space)| {
         let reclaimer = reclaiming(&engine);
-        file.set_length(0);
+        file.set_length(0).unwrap();
         let seen = on_processor(2, || space.try_load_u64(at(1)));
         assert!(seen.is_err(), "invariant 3: a page that was cut off is mapped");
         reclaimer.join().unwrap();
@@ -230,7 +230,7 @@ fn a_load_in_a_shared_table_against_map_fixed() {
         map.join().unwrap();
         assert_eq!((space.load_u64(at(1)), child.load_u64(at(1))), (Ok(6), Ok(5)), "another file's page");
         [space, child].into_iter().for_each(end_of);
-        other.set_length(0);
+        other.set_length(0).unwrap();
         file
     });
 }
@@ -240,7 +240,7 @@ fn a_load_in_a_shared_table_against_map_fixed() {
 fn a_load_in_a_shared_table_against_truncation() {
     with_a_child(2, |(_, file, space), child| {
         let load = beside(&child, |child| assert!(!matches!(child.load_u64(at(1)), Ok(value) if value != 5)));
-        file.set_length(0);
+        file.set_length(0).unwrap();
         let seen = [&space, &child].map(|space| space.try_load_u64(at(1)));
         assert!(seen.iter().all(Result::is_err), "invariant 3: a page that was cut off is mapped");
         load.join().unwrap();

@@ -319,7 +319,7 @@ fn filing<D: LockingDesign>() {
         Case {
             cannot_fail: true,
             ..Case::new("cut off what is only read", |world| {
-                world.read_only.set_length(PAGE_SIZE);
+                world.read_only.set_length(PAGE_SIZE).unwrap();
                 Ok(0)
             })
         },

@@ -66,7 +66,7 @@ fn a_failed_fork_is_not_there<D: LockingDesign>() {
                     );
                     is_alone(&world, frames, &what);
                     world.handle.set_length(PAGE_SIZE).unwrap();
-                    world.read_only.set_length(0);
+                    world.read_only.set_length(0).unwrap();
                     world.space.audit().unwrap_or_else(|error| panic!("{what}: {error}"));
                     let child = world.space.fork().unwrap();
                     assert_eq!(bytes(&child), bytes(&world.space), "{what}: the next child's bytes");

@@ -321,8 +321,8 @@ fn guards_refuse_and_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
         assert!(is_guard(&space, page));
     }
     assert_eq!(resident(&space, 40, 2), "01", "the file still has it in memory");
-    file.set_length(0);
-    file.set_length(pages(2));
+    file.set_length(0).unwrap();
+    file.set_length(pages(2)).unwrap();
     assert!(is_guard(&space, 31) && is_guard(&space, 41));
     space.advise(at(41), 1, Advice::GuardRemove).unwrap();
     assert_eq!(space.load_u64(at(41)).unwrap(), word(2));

@@ -228,7 +228,7 @@ fn truncation_takes_pages_and_copies<S: Stand, D: LockingDesign>() -> Ran<S> {
     }
     space.store_u64(at(12), 9).unwrap();
     let child = space.fork().unwrap();
-    file.set_length(PAGE_SIZE);
+    file.set_length(PAGE_SIZE).unwrap();
     for space in [&space, &child] {
         assert_eq!(space.load_u64(at(10)).unwrap(), word(1));
         for page in [11, 12] {
@@ -282,7 +282,7 @@ fn a_file_that_grows_shows_what_came<S: Stand, D: LockingDesign>() -> Ran<S> {
     let tail = VirtAddr::new(at(11).get() + 16);
     assert_eq!(space.load_u64(tail).unwrap(), 0, "behind the end of the file");
     real.write_all_at(&[2; 2 * PAGE_SIZE as usize], PAGE_SIZE + 16).unwrap();
-    file.set_length(3 * PAGE_SIZE);
+    file.set_length(3 * PAGE_SIZE).unwrap();
     assert_eq!(space.load_u64(tail).unwrap(), word(2));
     assert_eq!(space.load_u64(at(12)).unwrap(), word(2));
     drop((space, file));

@@ -154,7 +154,7 @@ fn memory_files_are_cut_off_like_any<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(machine.frames(), 2);
     assert!(matches!(fault_of(other.load_u64(at(22))), FaultError::PastEnd { .. }));
     one.store_u64(byte(11, 200), 5).unwrap();
-    file.set_length(4 * PAGE_SIZE);
+    file.set_length(4 * PAGE_SIZE).unwrap();
     assert_eq!(other.load_u64(byte(21, 200)).unwrap(), 5, "as in tmpfs");
     assert_eq!((other.load_u64(at(21)).unwrap(), other.load_u64(at(22)).unwrap()), (2, 0));
     handle.punch_hole(PAGE_SIZE, PAGE_SIZE).unwrap();

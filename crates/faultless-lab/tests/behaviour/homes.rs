@@ -174,7 +174,7 @@ fn homes_of_private_pages_of_a_file<S: Stand, D: LockingDesign>() -> Ran<S> {
         let child = space.fork().unwrap();
         child.store_u64(at(20), 2).unwrap();
         audit("a copy of a copy", &[&space, &child]);
-        file.set_length(2 * PAGE_SIZE);
+        file.set_length(2 * PAGE_SIZE).unwrap();
         audit("truncation", &[&space, &child]);
         space.store_u64(at(21), 3).unwrap();
         audit("a store after truncation", &[&space, &child]);

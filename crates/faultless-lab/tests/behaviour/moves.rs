@@ -433,7 +433,7 @@ fn truncation_reaches_moved_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
                     remap(&space, (40, 4), 4, FIXED, 10).unwrap();
                 }
             });
-            file.set_length(2 * PAGE_SIZE);
+            file.set_length(2 * PAGE_SIZE).unwrap();
             for page in [12, 13, 42, 43] {
                 let seen = space.try_load_u64(at(page));
                 assert!(seen.is_err(), "round {round}: page {page} of the truncated file is mapped");
@@ -442,7 +442,7 @@ fn truncation_reaches_moved_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
         });
         assert!(matches!(fault_of(space.load_u64(at(13))), FaultError::PastEnd { .. }));
         assert_eq!(space.load_u64(at(11)).unwrap(), word(2));
-        file.set_length(4 * PAGE_SIZE);
+        file.set_length(4 * PAGE_SIZE).unwrap();
         space.discard(at(10), 4 * PAGE_SIZE).unwrap();
     }
     drop((space, file));

@@ -51,7 +51,7 @@ fn walks_look_at_no_mapping_of_other_files<S: Stand, D: LockingDesign>() -> Ran<
     assert_eq!(looks(&machine, || real.file.sync().unwrap()), 10, "one mapping of each space shows the file");
     assert!(spaces[3].try_store_u64(at(151), 78).is_err(), "writeback takes the write right");
     assert_eq!(real.word(1), 77);
-    assert_eq!(looks(&machine, || real.file.set_length(PAGE_SIZE)), 10);
+    assert_eq!(looks(&machine, || real.file.set_length(PAGE_SIZE).unwrap()), 10);
     assert!(spaces[3].load_u64(at(151)).is_err());
     drop((spaces, real, other));
     machine.end()
@@ -81,8 +81,8 @@ fn walks_pass_over_spaces_that_show_other_pages<S: Stand, D: LockingDesign>() ->
     assert_eq!((real.word(1), real.word(6)), (71, 76));
     assert!(low.try_store_u64(at(11), 1).is_err() && high.try_store_u64(at(16), 1).is_err());
     // No space shows the last page.
-    assert_eq!(looks(&machine, || real.file.set_length(7 * PAGE_SIZE)), 0);
-    real.file.set_length(0);
+    assert_eq!(looks(&machine, || real.file.set_length(7 * PAGE_SIZE).unwrap()), 0);
+    real.file.set_length(0).unwrap();
     assert!(low.load_u64(at(10)).is_err() && high.load_u64(at(16)).is_err());
     drop((low, high, real));
     machine.end()
@@ -114,7 +114,7 @@ fn walks_find_what_remap_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
         assert_eq!(real.word(page), 80 + page);
         assert!(space.try_store_u64(at(place), 9).is_err(), "writeback has missed page {place}");
     }
-    real.file.set_length(0);
+    real.file.set_length(0).unwrap();
     for (place, _) in places {
         assert!(space.try_load_u64(at(place)).is_err(), "truncation has missed page {place}");
     }
@@ -149,7 +149,7 @@ fn walks_find_what_a_fork_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
     child.remap(RemapRequest::to(at(3000), 4 * PAGE_SIZE, at(4000))).unwrap();
     assert_eq!(child.load_u64(at(4001)).unwrap(), 5);
     assert_eq!(child.load_u64(at(4002)).unwrap(), word(7));
-    real.file.set_length(0);
+    real.file.set_length(0).unwrap();
     for gone in [at(4001), at(4002), at(11)] {
         assert!(child.try_load_u64(gone).is_err(), "truncation has missed {gone} of the child");
     }

@@ -362,7 +362,7 @@ fn truncation_reaches_shared_tables<S: Stand, D: LockingDesign>() -> Ran<S> {
     let child = space.fork().unwrap();
     let grandchild = child.fork().unwrap();
     assert_eq!(count(&machine, Counter::TablesShared), 2);
-    file.set_length(PAGE_SIZE);
+    file.set_length(PAGE_SIZE).unwrap();
     for space in [&space, &child, &grandchild] {
         for page in [21, 22] {
             assert!(matches!(fault_of(space.load_u64(at(page))), FaultError::PastEnd { .. }));

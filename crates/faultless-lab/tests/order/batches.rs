@@ -77,14 +77,14 @@ fn writeback_invalidates_many_spaces_at_once<D: LockingDesign>() {
 fn truncation_invalidates_many_spaces_at_once<D: LockingDesign>() {
     let shown = Shown::<D>::new(100);
     // The log checks that the frame is freed after the invalidation.
-    let rounds = shown.rounds(|| shown.file.set_length(0));
+    let rounds = shown.rounds(|| shown.file.set_length(0).unwrap());
     assert!((1..=4).contains(&rounds), "{rounds} rounds for 100 spaces");
     assert_eq!(shown.spaces[0].engine().frame_usage().used, 1, "the page of zeros is left");
 }
 
 fn munmap_beside_a_truncation_invalidates_too<D: LockingDesign>() {
     let shown = Shown::<D>::new(2);
-    shown.beside(|| shown.file.set_length(0), |space| space.unmap(at(FIRST), PAGE_SIZE).unwrap());
+    shown.beside(|| shown.file.set_length(0).unwrap(), |space| space.unmap(at(FIRST), PAGE_SIZE).unwrap());
 }
 
 fn munmap_beside_a_hole_invalidates_too<D: LockingDesign>() {
@@ -95,7 +95,7 @@ fn munmap_beside_a_hole_invalidates_too<D: LockingDesign>() {
 
 fn discarding_beside_a_truncation_invalidates_too<D: LockingDesign>() {
     let shown = Shown::<D>::new(2);
-    shown.beside(|| shown.file.set_length(0), |space| space.discard(at(FIRST), PAGE_SIZE).unwrap());
+    shown.beside(|| shown.file.set_length(0).unwrap(), |space| space.discard(at(FIRST), PAGE_SIZE).unwrap());
 }
 
 fn mremap_beside_a_truncation_invalidates_too<D: LockingDesign>() {
@@ -103,7 +103,7 @@ fn mremap_beside_a_truncation_invalidates_too<D: LockingDesign>() {
     let change = |space: &Watched<D>| {
         space.remap(RemapRequest::to(at(FIRST), PAGE_SIZE, at(4 * FIRST))).unwrap();
     };
-    shown.beside(|| shown.file.set_length(0), change);
+    shown.beside(|| shown.file.set_length(0).unwrap(), change);
 }
 
 fn mprotect_beside_a_writeback_invalidates_too<D: LockingDesign>() {

@@ -372,3 +372,28 @@ fn many_files_do_not_wait_for_a_worker_that_is_held_up() {
         files.iter().for_each(|(ram, file)| check(engine, ram, file, 1..2));
     });
 }
+
+/// Threads that need memory do not have a page written again and again if its writes fail: each page is tried once in 10 ms. When the
+/// store takes pages again, there is room.
+#[test]
+fn pages_whose_writes_fail_are_tried_at_intervals() {
+    const SMALL: u64 = 64;
+    let engine = engine_of(SMALL, DirtyLimits::NONE);
+    let (ram, file) = file(&engine);
+    ram.fails.store(true, Ordering::Relaxed);
+    let space = mapped(&engine, &file);
+    let start = std::time::Instant::now();
+    let stored = (0..PAGES).take_while(|page| space.store_u64(at(*page), page + 1).is_ok()).count() as u64;
+    assert!(stored < SMALL, "pages are lost");
+    let refused = (0..20).filter(|_| space.store_u64(at(stored), 1).is_err()).count();
+    assert_eq!(refused, 20);
+    let (errors, times) =
+        (counted(&engine, Counter::WritebackErrors), start.elapsed().as_millis() as u64 / 10);
+    assert!(
+        errors > 0 && errors <= SMALL * (times + 2),
+        "{errors} writes of {stored} pages in {times} intervals"
+    );
+    ram.fails.store(false, Ordering::Relaxed);
+    until("there is room", || space.store_u64(at(stored), stored + 1).is_ok());
+    (0..=stored).for_each(|page| assert_eq!(space.load_u64(at(page)), Ok(page + 1)));
+}

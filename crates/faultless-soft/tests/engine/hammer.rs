@@ -205,7 +205,7 @@ fn misses(cached_pages: u64, writable: bool) {
     });
     eprintln!("  served {served:?}, no memory {errors:?}, woken spuriously {lost:?}");
     // A fault after the test is served at once.
-    file.set_length(PAGES * PAGE_SIZE);
+    file.set_length(PAGES * PAGE_SIZE).unwrap();
     file.sync().unwrap();
     std::thread::sleep(Duration::from_millis(20));
     if cached_pages > 0 {

@@ -158,7 +158,7 @@ fn pages_without_a_store_are_charged() {
     assert_eq!(pages(limit.usage()), (0, 16));
     assert!(space.store_u64(at(16), 16).is_err(), "the group is full, and no page can be taken");
     assert!(limit.usage().out_of_memory > 0);
-    file.set_length(8 * PAGE_SIZE);
+    file.set_length(8 * PAGE_SIZE).unwrap();
     assert_eq!(pages(limit.usage()), (0, 8));
     (0..8).for_each(|page| assert_eq!(space.load_u64(at(page)), Ok(page)));
     drop((space, file));
@@ -211,8 +211,8 @@ fn charges_are_zero_after_errors_and_cuts() {
                         match numbers.u64(..40) {
                             0 => _ = file.handle().punch_hole(page * PAGE_SIZE, PAGE_SIZE),
                             1 => {
-                                file.set_length((page + 1) * PAGE_SIZE);
-                                file.set_length(PAGES * PAGE_SIZE);
+                                file.set_length((page + 1) * PAGE_SIZE).unwrap();
+                                file.set_length(PAGES * PAGE_SIZE).unwrap();
                             }
                             2..10 => _ = spaces[0].store_u64(at(page % 8), 1),
                             _ => _ = space.load_u64(at(page)),

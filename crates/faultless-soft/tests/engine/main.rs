@@ -21,6 +21,7 @@ mod reclaim_order;
 mod reclaim_queues;
 mod remap_limits;
 mod scarce;
+mod shared_memory_advice;
 mod shared_memory_in_swap;
 mod shared_memory_pressure;
 mod stuck;

@@ -208,10 +208,10 @@ fn slots_are_free_after_a_cut_a_hole_and_the_end() {
     let last_word = |page: u64| VirtAddr::new(at(page).get() + 4088);
     assert_eq!((space.load_u64(at(20)), space.load_u64(last_word(20))), (Ok(21), Ok(0)));
     assert_eq!((space.load_u64(at(22)), space.load_u64(last_word(22))), (Ok(0), Ok(23)));
-    file.set_length(100 * PAGE_SIZE + 8);
+    file.set_length(100 * PAGE_SIZE + 8).unwrap();
     assert!(engine.swap_usage().slots <= 101);
     assert!(space.load_u64(at(101)).is_err(), "an access behind the end succeeds");
-    file.set_length(PAGES * PAGE_SIZE);
+    file.set_length(PAGES * PAGE_SIZE).unwrap();
     assert_eq!((space.load_u64(at(100)), space.load_u64(last_word(100))), (Ok(101), Ok(0)));
     assert_eq!((space.load_u64(at(99)), space.load_u64(at(101))), (Ok(100), Ok(0)));
     swap_out(&engine);

@@ -268,8 +268,8 @@ fn pages_that_are_being_written_are_cut_off() {
     (0..6).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
     reclaim_until(&engine, || engine.swap_usage().slots == 6 && device.store().waiting() != 0);
     file.punch_hole(0, 2 * PAGE_SIZE).unwrap();
-    file.set_length(4 * PAGE_SIZE);
-    file.set_length(PAGES * PAGE_SIZE);
+    file.set_length(4 * PAGE_SIZE).unwrap();
+    file.set_length(PAGES * PAGE_SIZE).unwrap();
     for page in [0, 1, 4, 5] {
         assert_eq!((space.load_u64(at(page)), read(&file, page)), (Ok(0), Ok(0)), "page {page}");
     }
@@ -302,8 +302,8 @@ fn a_page_with_wrong_bytes_is_an_error() {
     assert!(space.load_u64(at(3)).is_err());
     assert_eq!(engine.remove_swap(&device).unwrap().lost, 4);
     assert!(space.load_u64(at(3)).is_err() && read(&file, 0).is_err());
-    file.set_length(0);
-    file.set_length(PAGES * PAGE_SIZE);
+    file.set_length(0).unwrap();
+    file.set_length(PAGES * PAGE_SIZE).unwrap();
     (0..4).for_each(|page| assert_eq!(space.load_u64(at(page)), Ok(0)));
     space.audit().unwrap();
     drop((space, file));
@@ -409,8 +409,8 @@ fn work(seed: u64, space: &Space, file: &FileRef<Soft>, thread: u64) {
         match numbers.u64(..60) {
             0 => _ = file.punch_hole(page * PAGE_SIZE + 8, 3 * PAGE_SIZE),
             1 => {
-                file.set_length(page * PAGE_SIZE + 8);
-                file.set_length(PAGES * PAGE_SIZE);
+                file.set_length(page * PAGE_SIZE + 8).unwrap();
+                file.set_length(PAGES * PAGE_SIZE).unwrap();
             }
             2 => _ = space.advise(at(2 * PAGES), PAGES * PAGE_SIZE, Advice::PageOut),
             3 => _ = space.discard(at(2 * PAGES), PAGES * PAGE_SIZE),

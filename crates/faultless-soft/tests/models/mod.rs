@@ -59,7 +59,7 @@ pub fn end<D: LockingDesign>(engine: &Engine<Soft>, space: AddressSpace<Soft, D>
 /// Drops a file's pages before the frames are counted, since a model does not drop the fields of an object that it
 /// frees.
 pub fn close(file: Shared<File<Soft>>) {
-    file.set_length(0);
+    file.set_length(0).unwrap();
 }
 
 /// Runs `body` as a model in one space of an engine that `engine` makes, and asserts that all resources are freed with

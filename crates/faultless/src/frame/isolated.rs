@@ -24,16 +24,15 @@ impl Folio {
     /// effects of the last owner.
     ///
     /// A file's page is taken by way of its file: see `Engine::file_of`.
+    #[inline]
     pub(crate) fn try_isolate(&self) -> Option<Isolation> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            let mut busy = READING | FAILED | WRITEBACK | ISOLATED | IO_PINS;
-            let mut needed = REFERENCES;
-            if word & ANONYMOUS == 0 {
-                busy |= LOCKED;
-                needed = CACHED;
-            }
-            if word & UPTODATE == 0 || word & busy != 0 || word & needed == 0 || word & PINS == PINS {
+            const BUSY: u64 = READING | FAILED | WRITEBACK | ISOLATED | IO_PINS;
+            let (busy, needed) =
+                if word & ANONYMOUS != 0 { (BUSY, REFERENCES) } else { (BUSY | LOCKED, CACHED) };
+            let is_ready = word & (busy | UPTODATE) == UPTODATE;
+            if !is_ready || word & needed == 0 || word & PINS == PINS {
                 return None;
             }
             let isolation = match word & (ANONYMOUS | DIRTY) {

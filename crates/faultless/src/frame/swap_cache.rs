@@ -1,9 +1,7 @@
 //! The steps by which an anonymous folio comes to a swap slot and leaves it. The folio's part of the swap cache: `swap/steps.rs`
 //! has the slot's part.
 
-use super::{
-    ANONYMOUS, CACHED, Folio, ISOLATED, PIN, PINS, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK,
-};
+use super::{ANONYMOUS, CACHED, Folio, ISOLATED, PIN, PINS, READING, REFERENCES, UPTODATE, WRITEBACK};
 use crate::sync::atomic::Ordering;
 use crate::tables::Home;
 
@@ -79,6 +77,7 @@ impl Folio {
     ///
     /// A caller without a pin may have met the frame's next life. It asks afterwards whether the folio is the one that it meant, and
     /// calls [`Folio::unfreeze`] if not.
+    #[inline]
     pub(crate) fn freeze(&self, alone: Alone) -> Option<Frozen> {
         // The mutant takes a folio that others have pinned.
         let counted = if mutant!("freeze_ignores_pins") { REFERENCES & !PINS } else { REFERENCES };
@@ -104,11 +103,11 @@ impl Folio {
     // ---- swap-in
 
     /// Begins a life as the folio of the slot with this number, being read, with `pins` pins: one for the read, the rest for the
-    /// caller. No entry maps it, so it has no home. The caller has the frame alone, and publishes it in the slot (Release).
+    /// caller. No entry maps it, so it has no home. It has no use yet: the access sets the entry's accessed bit. The caller has the frame alone, and publishes it in the slot (Release).
     pub(crate) fn begin_swapped_in(&self, slot: u64, pins: u64) {
         self.home.store(Home::NONE.bits(), Ordering::Release);
         self.index.store(slot, Ordering::Relaxed);
-        self.word.store(ANONYMOUS | CACHED | READING | REFERENCED | (pins * PIN), Ordering::Release);
+        self.word.store(ANONYMOUS | CACHED | READING | (pins * PIN), Ordering::Release);
     }
 
     // ---- swap-out

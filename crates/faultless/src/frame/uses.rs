@@ -8,7 +8,7 @@
 //! REFERENCED of a file's folio is set by each lookup, for a read by handle too. It is to reclaim as an accessed bit: if it finds one
 //! of the two set, it counts one use. So a page that is read once, by a mapping or by a handle, leaves by the small queue.
 
-use super::{ANONYMOUS, Folio, LAZY, REFERENCED, REFERENCES, USED2};
+use super::{ANONYMOUS, CACHED, Folio, LAZY, MAPPING, MAPPINGS, REFERENCED, REFERENCES, USED2};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The largest count of uses.
@@ -47,6 +47,12 @@ impl Folio {
     /// Returns whether the page's place, if it has none in memory, is a swap slot: it is anonymous, or of a file without a store.
     pub(crate) fn is_of_swap(&self) -> bool {
         self.word.load(Ordering::Relaxed) & ANONYMOUS != 0 || self.is_without_store()
+    }
+
+    /// Returns whether the page is of a file without a store, and one entry maps it.
+    pub(crate) fn is_mapped_once_in_memory(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        word & (ANONYMOUS | CACHED | MAPPINGS) == CACHED | MAPPING && self.is_without_store()
     }
 
     /// Counts a use of the page. Reclaim calls it when it has found and cleared the accessed bit of an entry. It changes no

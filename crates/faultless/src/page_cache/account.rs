@@ -201,6 +201,8 @@ pub(crate) enum Miss {
     /// There is no memory. In the group that is named, no page can be taken; the root stands for the machine's frames. `None`: the
     /// allocator has no memory, or a count is full.
     OutOfMemory(Option<GroupId>),
+    /// There is no frame for a page of a file without a store, or the group that is to pay is at its limit. The caller makes room.
+    NoFrame,
     /// The page of a file without a store is in a slot, or on its way there or back.
     InSlot,
     /// The page of a file without a store cannot be had: its slot cannot be read.

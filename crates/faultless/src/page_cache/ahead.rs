@@ -21,8 +21,7 @@ impl<H: Host> File<H> {
     ///
     /// Returns `false` if it stopped early: a page lies past the end, or making room would need a wait.
     pub(crate) fn start_reads(&self, group: GroupId, pages: Range<u64>) -> bool {
-        // A file without a store is not read.
-        let Some(store) = &self.store else { return true };
+        let Some(store) = &self.store else { return self.start_swap_ins(group, pages) };
         let most = store.max_pages().clamp(1, MAX_PAGES) as u64;
         let end = pages.end.min(self.pages()).min(index::PAGES);
         let mut at = pages.start;

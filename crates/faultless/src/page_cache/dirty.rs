@@ -14,6 +14,7 @@
 //! The counts and limits are those of the whole engine. The pages of a group of spaces are counted when someone asks.
 
 use super::index::{self, Tag};
+use super::writeback::Wrote;
 use super::{File, frame_of};
 use crate::engine::{Dying, Engine};
 use crate::host::{Clock, GroupId, Host, OutOfMemory, Park, Slots};
@@ -270,10 +271,10 @@ impl<H: Host> File<H> {
     /// number of pages whose write was started. Waits for no I/O.
     fn write_on(&self, most: u64) -> u64 {
         let from = self.written_to.load(Ordering::Relaxed);
-        let (mut started, mut next) = self.write_some(from..index::PAGES, most);
+        let Wrote { mut started, mut next, .. } = self.write_some(from..index::PAGES, most);
         if started < most && from != 0 {
             let around = self.write_some(0..from, most - started);
-            (started, next) = (started + around.0, around.1);
+            (started, next) = (started + around.started, around.next);
         }
         self.written_to.store(if next == index::PAGES { 0 } else { next }, Ordering::Relaxed);
         started

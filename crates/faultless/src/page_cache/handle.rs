@@ -386,7 +386,7 @@ impl<H: Host> File<H> {
         let mut looking = Looking::new(&self.engine);
         loop {
             let frame = if self.is_in_memory() {
-                self.engine.allocate(GroupId::ROOT).map_err(|_| Miss::OutOfMemory(None))
+                self.engine.allocate(GroupId::ROOT).map_err(|_| Miss::NoFrame)
             } else {
                 self.room_for_one(looking.ticket(), GroupId::ROOT)
             };
@@ -413,10 +413,9 @@ impl<H: Host> File<H> {
                 return Ok(());
             }
             Miss::Queue(events) => Some(events),
-            // Nothing has made room for such a file's page yet.
-            Miss::OutOfMemory(_) if self.is_in_memory() && looking.makes_room() => return Ok(()),
+            Miss::NoFrame if looking.makes_room() => return Ok(()),
             // The transfers under way may free frames when they end.
-            Miss::OutOfMemory(_) | Miss::PastEnd => self.engine.wait_for_transfers(),
+            Miss::OutOfMemory(_) | Miss::NoFrame | Miss::PastEnd => self.engine.wait_for_transfers(),
             Miss::Lost(error) => return Err(error.into()),
             Miss::InSlot => return Ok(()),
         };

@@ -14,24 +14,20 @@
 use super::account::Miss;
 use super::word::{SEEN, frame_of, is_absent, slot_of, word_of, word_of_slot};
 use super::{File, FileError, Pin};
+use crate::frame::Reference;
 use crate::host::{Frame, FrameUse, GroupId, Host, Slot};
-use crate::swap::{Cached, SwapIn};
+use crate::swap::{Cached, MOST_AHEAD, SwapIn};
 use crate::sync::atomic::Ordering;
 use core::ops::Range;
+use smallvec::SmallVec;
 
 impl<H: Host> File<H> {
-    /// Returns whether page `page` is in a slot.
-    pub(super) fn is_in_slot(&self, page: u64) -> bool {
-        self.index.get(page).is_some_and(|word| slot_of(word.load(Ordering::Acquire)).is_some())
-    }
-
     /// Returns how many of `pages` are in slots. Waits for nothing.
     pub(crate) fn pages_in_slots(&self, pages: Range<u64>) -> u64 {
         let mut count = 0;
         if self.is_in_memory() && self.engine.swaps() {
-            self.index.each_from(pages.start, &mut |page, word| {
-                let is_in_slot = || slot_of(word.load(Ordering::Relaxed)).is_some();
-                count += u64::from(page < pages.end && is_in_slot());
+            self.index.each(pages, &mut |_, word| {
+                count += u64::from(slot_of(word.load(Ordering::Relaxed)).is_some());
             });
         }
         count
@@ -50,6 +46,26 @@ impl<H: Host> File<H> {
         })
     }
 
+    /// Pins page `page` of a file without a store, as [`File::read`] does. Makes it of zeros if it is missing. Not inlined, so that its
+    /// frame is off the stack while room for another file's page is made.
+    #[inline(never)]
+    pub(super) fn read_in_memory(&self, page: u64, group: GroupId) -> Result<(Pin<H>, bool), Miss> {
+        let (engine, mut look) = (&self.engine, 0);
+        loop {
+            match self.make_page(page, Reference::Pin, || engine.take_frame(group, FrameUse::File)) {
+                Ok(frame) => return Ok((Pin::new(engine, frame), false)),
+                Err(Miss::InSlot) => {}
+                Err(miss) => return Err(miss),
+            }
+            if let Some(found) = self.bring_back(page, group)? {
+                return Ok(found);
+            }
+            // Another thread takes the page to a slot, or brings it back, at this moment.
+            engine.pause_on_bit(look);
+            look += 1;
+        }
+    }
+
     /// Pins the folio of page `page`, which was in a slot a moment ago, and makes it the file's if that can be. Starts its read if
     /// it is in no frame; then `group` pays for the frame. The second value tells whether this call has started the read. Returns `None`
     /// if the caller is to look again.
@@ -58,7 +74,7 @@ impl<H: Host> File<H> {
     /// looks again.
     ///
     /// # Errors
-    /// [`Miss::Lost`], or [`Miss::OutOfMemory`].
+    /// [`Miss::Lost`], [`Miss::NoFrame`], or [`Miss::OutOfMemory`].
     pub(super) fn bring_back(&self, page: u64, group: GroupId) -> Result<Option<(Pin<H>, bool)>, Miss> {
         let engine = &self.engine;
         let seen = self.index.get(page).map_or(0, |word| word.load(Ordering::Acquire));
@@ -79,7 +95,7 @@ impl<H: Host> File<H> {
             return lost(error);
         }
         let before = engine.payer_and_shadow(slot);
-        let frame = engine.take_frame(group, FrameUse::File).ok_or(Miss::OutOfMemory(None))?;
+        let frame = engine.take_frame(group, FrameUse::File).ok_or(Miss::NoFrame)?;
         match engine.begin_swap_in(slot, generation, frame, &[]) {
             SwapIn::Started => {
                 engine.refaulted_of_file(frame, before);
@@ -90,6 +106,25 @@ impl<H: Host> File<H> {
             SwapIn::Poisoned(error) => lost(error),
             SwapIn::OutOfMemory => Err(Miss::OutOfMemory(None)),
         }
+    }
+
+    /// Starts the reads of those of `pages` that are in slots, without waiting for them. `group` pays for them. An access makes such a
+    /// page the file's. Returns `false` if it stopped early, as [`File::start_reads`] does: making room would need a wait.
+    pub(super) fn start_swap_ins(&self, group: GroupId, pages: Range<u64>) -> bool {
+        let end = pages.end.min(self.pages()).min(super::index::PAGES);
+        let mut at = pages.start;
+        while at < end {
+            let mut named = SmallVec::<[_; MOST_AHEAD as usize]>::new();
+            while at < end && named.len() < named.inline_size() {
+                let seen = self.index.get(at).map_or(0, |word| word.load(Ordering::Acquire));
+                named.extend(slot_of(seen));
+                at += 1;
+            }
+            if !self.engine.swap_in_ahead(group, &named) {
+                return false;
+            }
+        }
+        end == pages.end
     }
 
     /// Makes the pinned folio of `frame` page `page` of the file, if the word of the page names the folio's slot, the page is up to date,
@@ -124,14 +159,14 @@ impl<H: Host> File<H> {
 
     /// Detaches every page of `pages`, in memory or in a slot, of a file without a store.
     pub(super) fn detach_in_memory(&self, pages: Range<u64>) {
-        self.index.each_from(pages.start, &mut |page, word| {
+        self.index.each(pages, &mut |_, word| {
             // Without a page there is nothing to detach: a thread that attaches one looks at the length afterwards.
-            if page >= pages.end || is_absent(word.load(Ordering::Acquire)) {
+            if is_absent(word.load(Ordering::Acquire)) {
                 return;
             }
             let guard = self.removal.lock();
-            let seen = word.load(Ordering::Relaxed);
-            word.store(SEEN, Ordering::Release);
+            // One step: a thread may attach a page without the lock at this moment, and goes by the word afterwards.
+            let seen = word.swap(SEEN, Ordering::AcqRel);
             drop(guard);
             self.let_go(seen);
         });
@@ -147,14 +182,18 @@ impl<H: Host> File<H> {
     }
 
     /// Pins the page in which the file ends after a cut to `length`, if it is partial and exists, so that it is in memory when its end
-    /// becomes zeros. For a file without a store.
+    /// becomes zeros, and the cut itself waits for no I/O. For a file without a store. A page that cannot be read is an error at each
+    /// access, and is not pinned.
     ///
     /// # Errors
-    /// There is no memory for it, or it cannot be read.
+    /// [`FileError::OutOfMemory`]: there is no memory for it.
     pub(super) fn pin_last_page(&self, length: u64) -> Result<Option<Pin<H>>, FileError> {
         let page = length / super::PAGE_SIZE;
         let is_needed =
             self.is_in_memory() && !length.is_multiple_of(super::PAGE_SIZE) && !self.is_hole(page);
-        if is_needed { self.wait_for_page(page) } else { Ok(None) }
+        match if is_needed { self.wait_for_page(page) } else { Ok(None) } {
+            Err(FileError::OutOfMemory) => Err(FileError::OutOfMemory),
+            pinned => Ok(pinned.ok().flatten()),
+        }
     }
 }

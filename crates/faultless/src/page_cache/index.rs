@@ -226,27 +226,36 @@ impl Index {
         }
     }
 
-    /// Calls `f` for every word from page `first` on whose node exists.
-    pub(super) fn each_from(&self, first: u64, f: &mut impl FnMut(u64, &AtomicU64)) {
-        Self::each(&self.root, UPPER_LEVELS, 0, first, f);
+    /// Calls `f` for every word of `pages` whose node exists.
+    pub(super) fn each(&self, pages: Range<u64>, f: &mut impl FnMut(u64, &AtomicU64)) {
+        Self::each_below(&self.root, UPPER_LEVELS, 0, &pages, f);
     }
 
-    fn each(upper: &Upper, level: u32, base: u64, first: u64, f: &mut impl FnMut(u64, &AtomicU64)) {
+    fn each_below(
+        upper: &Upper,
+        level: u32,
+        base: u64,
+        pages: &Range<u64>,
+        f: &mut impl FnMut(u64, &AtomicU64),
+    ) {
         for (i, place) in upper.0.iter().enumerate() {
             let base = base + ((i as u64) << (BITS * level));
             let child = place.load(Ordering::Acquire);
-            if child.is_null() || base + (1 << (BITS * level)) <= first {
+            if child.is_null() || base + (1 << (BITS * level)) <= pages.start {
                 continue;
+            }
+            if base >= pages.end {
+                break;
             }
             if level > 1 {
                 // SAFETY: higher levels point to upper nodes, which live as long as the index.
-                Self::each(unsafe { &*child.cast::<Upper>() }, level - 1, base, first, f);
+                Self::each_below(unsafe { &*child.cast::<Upper>() }, level - 1, base, pages, f);
                 continue;
             }
             // SAFETY: level 1 points to leaves, which live as long as the index.
             let leaf = unsafe { &*child.cast::<Leaf>() };
             for (i, word) in leaf.words.iter().enumerate() {
-                if base + i as u64 >= first {
+                if pages.contains(&(base + i as u64)) {
                     f(base + i as u64, word);
                 }
             }
@@ -293,7 +302,7 @@ mod tests {
             index.make(page).unwrap().store(page + 1, Ordering::Relaxed);
         }
         let mut seen = alloc::vec::Vec::new();
-        index.each_from(5, &mut |page, word| {
+        index.each(5..PAGES, &mut |page, word| {
             if word.load(Ordering::Relaxed) != 0 {
                 seen.push(page);
             }

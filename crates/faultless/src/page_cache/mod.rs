@@ -18,6 +18,7 @@ mod flush;
 mod handle;
 mod in_slots;
 mod index;
+mod last_writes;
 mod mappings;
 mod memory_queue;
 mod reading;
@@ -40,7 +41,7 @@ use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
 use crate::frame::{Reference, Refused};
-use crate::host::{Frame, FrameUse, GroupId, Host, OutOfMemory};
+use crate::host::{Frame, GroupId, Host, OutOfMemory};
 use crate::reclaim::Taking;
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
@@ -144,6 +145,8 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Counts the flushes that failed. Partners: see [`File::make_written_dirty`].
     failed_flushes: AtomicU64,
+    /// The time after the last write of a page failed, in nanoseconds of the host's clock; 0: none has. Atomic.
+    failed_at: plain::AtomicU64,
     /// The writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
     /// One more than the file's place among those that may have dirty pages; 0 for none. Written once.
@@ -226,6 +229,7 @@ impl<H: Host> File<H> {
                     cuts: AtomicU64::new(0),
                     errors: Mutex::default(),
                     failed_flushes: AtomicU64::new(0),
+                    failed_at: plain::AtomicU64::new(0),
                     writers: Writers::default(),
                     listed_at: plain::AtomicU64::new(0),
                     written_to: plain::AtomicU64::new(0),
@@ -337,28 +341,17 @@ impl<H: Host> File<H> {
         again: bool,
         (ticket, group): (u64, GroupId),
     ) -> Result<(Pin<H>, bool), Miss> {
+        if self.is_in_memory() {
+            return self.read_in_memory(page, group);
+        }
         let engine = &self.engine;
-        let (mut first_look, mut look) = (true, 0);
+        let mut first_look = true;
         loop {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
             }
             if let Some(frame) = self.find(page, Reference::Pin)? {
                 return Ok((Pin::new(engine, frame), false));
-            }
-            if self.is_in_memory() {
-                match self.make_page(page, Reference::Pin, || engine.take_frame(group, FrameUse::File)) {
-                    Ok(frame) => return Ok((Pin::new(engine, frame), false)),
-                    Err(Miss::InSlot) => {}
-                    Err(miss) => return Err(miss),
-                }
-                if let Some(found) = self.bring_back(page, group)? {
-                    return Ok(found);
-                }
-                // Another thread takes the page to a slot, or brings it back, at this moment.
-                engine.pause_on_bit(look);
-                look += 1;
-                continue;
             }
             if self.is_forbidden(page) {
                 return Err(Miss::Forbidden);
@@ -547,7 +540,7 @@ impl<H: Host> Drop for File<H> {
         drop(self.removal.lock());
         self.write_the_last();
         self.unlist_as_writable();
-        self.index.each_from(0, &mut |_, word| {
+        self.index.each(0..index::PAGES, &mut |_, word| {
             let seen = word.load(Ordering::Relaxed);
             if !is_absent(seen) {
                 word.store(0, Ordering::Relaxed);

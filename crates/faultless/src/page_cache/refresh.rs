@@ -57,8 +57,8 @@ impl<H: Host> File<H> {
         let dirty = self.first_dirty(pages.clone());
         let mut batch = Batch { pages: [const { None }; BATCH], count: 0, dirty };
         if batch.dirty.is_none() {
-            self.index.each_from(pages.start, &mut |page, word| {
-                if page < pages.end && frame_of(word.load(Ordering::Acquire)).is_some() {
+            self.index.each(pages, &mut |page, word| {
+                if frame_of(word.load(Ordering::Acquire)).is_some() {
                     self.take_clean(page, &mut batch);
                 }
             });

@@ -45,7 +45,7 @@ pub(super) enum Await {
 impl<H: Host> File<H> {
     /// Sets the file's length to `length` bytes, without asking its store. Call it after another program has changed
     /// the store, or for a file in memory; [`FileHandle::set_length`](super::FileHandle::set_length) changes the store
-    /// too. It cannot fail. Waits for other changes of the length, and for writes of the removed part.
+    /// too. Waits for other changes of the length, and for writes of the removed part.
     ///
     /// Pages after the end are removed from the cache and from every space, with their private copies, dirty or not.
     /// When this returns, no access reaches them. A partial last page is treated as follows:
@@ -53,23 +53,29 @@ impl<H: Host> File<H> {
     ///   and zeros after the end. Private copies stay.
     /// * The file was opened for writing: the page stays, with zeros after the end. When the file grows again, these
     ///   bytes are zeros (as in ext4); in a file in memory they are the old bytes (as in tmpfs). A page that is in swap space is
-    ///   brought back for that. If there is no memory for it, it keeps its bytes, and shows them when the file grows again.
-    pub fn set_length(&self, length: u64) {
+    ///   brought back for that.
+    ///
+    /// # Errors
+    /// [`FileError::OutOfMemory`], only for a file in memory: there is no memory to bring its last page back from swap space. The file is
+    /// as before.
+    pub fn set_length(&self, length: u64) -> Result<(), FileError> {
         let resizing = self.take_resizing();
-        self.store_length.store(length, Ordering::Relaxed);
         let old = self.length();
         if !self.writable {
+            self.store_length.store(length, Ordering::Relaxed);
             self.commit(length, old.min(length) / PAGE_SIZE);
         } else if length > old {
+            self.store_length.store(length, Ordering::Relaxed);
             self.publish_longer(&resizing, length);
         } else {
-            // A page that cannot be read is an error at each access. If there is no memory for it, the page keeps the bytes of its end.
-            let _last = self.pin_last_page(length);
+            let _last = self.pin_last_page(length)?;
+            self.store_length.store(length, Ordering::Relaxed);
             let forbidden =
                 Forbidden::begin(&resizing, self, length / PAGE_SIZE..index::PAGES, Await::Writes);
             self.commit(length, length.div_ceil(PAGE_SIZE));
             drop(forbidden);
         }
+        Ok(())
     }
 
     /// Makes the file and its store `length` bytes long.
@@ -84,11 +90,7 @@ impl<H: Host> File<H> {
             self.publish_longer(&resizing, length);
             return Ok(());
         }
-        // Brought back first, so that the cut itself waits for no I/O. A page that cannot be read is an error at each access, as before.
-        let _last = match self.pin_last_page(length) {
-            Err(FileError::OutOfMemory) => return Err(FileError::OutOfMemory),
-            pinned => pinned.ok(),
-        };
+        let _last = self.pin_last_page(length)?;
         Ok(self.cut(&resizing, length)?)
     }
 
@@ -201,10 +203,8 @@ impl<H: Host> File<H> {
 
     /// Calls `f` for every page of `pages` that is in memory.
     fn each_attached(&self, pages: Range<u64>, f: impl Fn(u64, Frame)) {
-        self.index.each_from(pages.start, &mut |page, word| {
-            if page < pages.end
-                && let Some(frame) = frame_of(word.load(Ordering::Acquire))
-            {
+        self.index.each(pages, &mut |page, word| {
+            if let Some(frame) = frame_of(word.load(Ordering::Acquire)) {
                 f(page, frame);
             }
         });
@@ -232,7 +232,10 @@ impl<H: Host> File<H> {
     pub(super) fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
         loop {
             let pin = match self.pin_attached(page) {
-                None if self.is_in_slot(page) => self.wait_for_page(page).ok().flatten()?,
+                // In a slot, or on its way there or back.
+                None if self.is_in_memory() && !self.is_hole(page) => {
+                    self.wait_for_page(page).ok().flatten()?
+                }
                 found => found?,
             };
             pin.wait_for_read(None);
@@ -408,7 +411,10 @@ impl<H: Host> Drop for Forbidden<'_, H> {
 
 impl From<Miss> for FileError {
     fn from(miss: Miss) -> Self {
-        debug_assert!(matches!(miss, Miss::OutOfMemory(_) | Miss::Lost(_)), "seen to by the caller");
+        debug_assert!(
+            matches!(miss, Miss::OutOfMemory(_) | Miss::NoFrame | Miss::Lost(_)),
+            "seen to by the caller"
+        );
         match miss {
             Miss::Lost(error) => error.into(),
             _ => Self::OutOfMemory,

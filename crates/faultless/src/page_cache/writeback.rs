@@ -31,19 +31,18 @@
 
 use super::account::{Full, Pin};
 use super::flush::Flushes;
-use super::index::{self, Tag};
-use super::{File, SEEN, frame_of, no_memory};
+use super::index::Tag;
+use super::{File, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
-use crate::engine::{Engine, StaleBatch};
+use crate::engine::StaleBatch;
 use crate::errno;
 use crate::frame::Reference;
-use crate::host::{Frame, Host};
+use crate::host::{Clock, Frame, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, MAX_PAGES, Outcome, Place, Places, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
-use crate::sync::{full_fence, try_box, try_box_or_back};
+use crate::sync::{full_fence, plain, try_box, try_box_or_back};
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use core::ops::Range;
 use core::ptr::NonNull;
 use smallvec::SmallVec;
@@ -53,6 +52,32 @@ use smallvec::SmallVec;
 const BATCH: usize = MAX_PAGES;
 #[cfg(loom)]
 const BATCH: usize = 2;
+
+/// The time after a failed write, in nanoseconds, in which memory pressure and limits do not have the page written again. A device that
+/// fails at once would get hundreds of thousands of writes a second otherwise.
+const PAUSE: u64 = 10_000_000;
+
+/// The pages that writeback does not wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skip {
+    /// It waits for each.
+    Nothing,
+    /// Those that cannot be written yet.
+    Busy,
+    /// Also those whose last write has failed a moment ago ([`PAUSE`]).
+    BusyAndFailed,
+}
+
+/// The result of starting writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wrote {
+    /// The number of pages whose write was started.
+    pub started: u64,
+    /// The page behind the last one that was looked at.
+    pub next: u64,
+    /// Whether pages were skipped whose last write has failed a moment ago.
+    pub pauses: bool,
+}
 
 /// A file's failed writes and flushes. An error is kept, and reported once to each account.
 #[derive(Debug, Default)]
@@ -175,7 +200,13 @@ impl<H: Host> File<H> {
 
     /// Starts to write back the dirty pages of `pages`. Waits for no I/O. Skips pages that are locked or being written.
     pub(crate) fn start_writeback(&self, pages: Range<u64>) {
-        self.write_back(pages, false);
+        self.write_up_to(pages, Skip::Busy, u64::MAX);
+    }
+
+    /// Starts to write back the dirty pages of `pages` as [`File::start_writeback`] does, to make room. Leaves out pages whose last write
+    /// has failed a moment ago. Returns whether there are such pages.
+    pub(crate) fn start_writeback_for_room(&self, pages: Range<u64>) -> bool {
+        self.write_up_to(pages, Skip::BusyAndFailed, u64::MAX).pauses
     }
 
     /// Writes the dirty pages of `pages` back, and waits until that and all earlier writes of them have ended. The
@@ -189,13 +220,13 @@ impl<H: Host> File<H> {
             (errors.count, errors.left_behind)
         };
         let (before, left_behind) = look();
-        self.write_back(pages.clone(), true);
+        self.write_up_to(pages.clone(), Skip::Nothing, u64::MAX);
         self.wait_for_writes(pages.clone());
         // Write the pages after one that could not be written: each is now written alone, as if there were no runs.
         // Write also the pages whose write had begun before a flush failed: that failure may have been reported before
         // this call.
         if look().1 != left_behind {
-            self.write_back(pages.clone(), true);
+            self.write_up_to(pages.clone(), Skip::Nothing, u64::MAX);
             self.wait_for_writes(pages);
         }
         before
@@ -234,32 +265,26 @@ impl<H: Host> File<H> {
         result
     }
 
-    fn write_back(&self, pages: Range<u64>, wait: bool) {
-        self.write_up_to(pages, wait, u64::MAX);
+    /// Starts to write back up to `most` dirty pages of `pages`, for a limit, and leaves out pages whose last write has failed a moment ago.
+    pub(super) fn write_some(&self, pages: Range<u64>, most: u64) -> Wrote {
+        self.write_up_to(pages, Skip::BusyAndFailed, most)
     }
 
-    /// Starts to write back up to `most` dirty pages of `pages`, as [`File::start_writeback`] does. Returns the number of pages whose
-    /// write was started, and the page behind the last one that was looked at.
-    pub(super) fn write_some(&self, pages: Range<u64>, most: u64) -> (u64, u64) {
-        self.write_up_to(pages, false, most)
-    }
-
-    /// Starts to write back up to `most` dirty pages of `pages`. With `wait`, waits for pages that cannot be written yet, and else skips
-    /// them. Returns the number of pages whose write was started, and the page behind the last one that was looked at.
-    fn write_up_to(&self, pages: Range<u64>, wait: bool, most: u64) -> (u64, u64) {
+    /// Starts to write back up to `most` dirty pages of `pages`, and waits for those that cannot be written yet, or skips them.
+    fn write_up_to(&self, pages: Range<u64>, skip: Skip, most: u64) -> Wrote {
         self.engine.assert_may_sleep("writeback");
         if self.is_in_memory() {
-            return (0, pages.end);
+            return Wrote { next: pages.end, ..Wrote::default() };
         }
         let mut unsubmitted = Unsubmitted { file: self, batch: Batch::new() };
-        let (mut rest, mut started) = (pages, 0);
+        let (mut rest, mut wrote) = (pages, Wrote::default());
         loop {
-            let gathered = self.gather(&mut rest, wait, most - started, &mut unsubmitted.batch);
-            started += unsubmitted.batch.len() as u64;
+            let gathered = self.gather(&mut rest, skip, most, &mut wrote, &mut unsubmitted.batch);
+            wrote.started += unsubmitted.batch.len() as u64;
             // The holder of a page's lock may wait for a page of our batch.
             self.submit_batch(&mut unsubmitted.batch);
             match gathered {
-                Gathered::All => return (started, rest.start),
+                Gathered::All => return Wrote { next: rest.start, ..wrote },
                 Gathered::Batch => {}
                 Gathered::Busy(pin) => {
                     pin.wait_for_lock(None);
@@ -271,17 +296,31 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Begins the writeback of up to `most` dirty pages of `rest`, and takes those that were looked at out of `rest`. Gathers them in
-    /// `batch`, which is empty before. With `wait`, ends before a page that cannot be written yet, and else skips it. Not inlined, so
-    /// that its frame is off the stack when the batch is submitted.
+    /// Begins the writeback of dirty pages of `rest`, until up to `most` were begun with those that `wrote` has, and takes those that were
+    /// looked at out of `rest`. Gathers them in `batch`, which is empty before. Ends before a page that cannot be written yet, or skips
+    /// it. Not inlined, so that its frame is off the stack when the batch is submitted.
     #[inline(never)]
-    fn gather(&self, rest: &mut Range<u64>, wait: bool, most: u64, batch: &mut Batch<H>) -> Gathered<H> {
+    fn gather(
+        &self,
+        rest: &mut Range<u64>,
+        skip: Skip,
+        most: u64,
+        wrote: &mut Wrote,
+        batch: &mut Batch<H>,
+    ) -> Gathered<H> {
+        let (wait, most) = (skip == Skip::Nothing, most - wrote.started);
         while (batch.len() as u64) < most {
             let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) else {
                 rest.start = rest.end;
                 return Gathered::All;
             };
             rest.start = page;
+            if skip == Skip::BusyAndFailed && self.index.is_tagged(page, Tag::Alone) && self.has_just_failed()
+            {
+                wrote.pauses = true;
+                rest.start = page + 1;
+                continue;
+            }
             if batch.len() >= BATCH
                 || batch.len() == batch.capacity()
                     && batch.try_reserve_exact(BATCH.saturating_sub(batch.len())).is_err()
@@ -300,6 +339,13 @@ impl<H: Host> File<H> {
             rest.start = page + 1;
         }
         Gathered::All
+    }
+
+    /// Returns whether the last failure of a write is not older than [`PAUSE`].
+    fn has_just_failed(&self) -> bool {
+        let (failed_at, now) =
+            (self.failed_at.load(plain::Ordering::Relaxed), || self.engine.host().clock().now_ns());
+        failed_at != 0 && now().saturating_sub(failed_at) < PAUSE && !mutant!("failed_writes_without_pause")
     }
 
     /// Changes a page's state from dirty to under writeback.
@@ -493,6 +539,10 @@ impl<H: Host> File<H> {
             let mut errors = self.errors.lock();
             if let Some(error) = failed {
                 engine.counters().add(Counter::WritebackErrors, 1);
+                // Memory for the transfer may be there at once.
+                if error.errno() != errno::ENOMEM {
+                    self.failed_at.store(engine.host().clock().now_ns().max(1), plain::Ordering::Relaxed);
+                }
                 errors.record(error);
             }
             errors.left_behind += u64::from(is_lost || pins.len() - written > 1);
@@ -512,50 +562,6 @@ impl<H: Host> File<H> {
         pins.iter().for_each(|pin| engine.wake_all(pin.key()));
         if failed.is_none() {
             engine.go_on_writing();
-        }
-    }
-
-    /// Writes all dirty pages when the file is dropped. Errors cannot be reported any more: a failed write is counted,
-    /// and its bytes are lost. The store, the engine and the frames live until the writes have ended.
-    pub(super) fn write_the_last(&mut self) {
-        let Some(store) = &self.store else { return };
-        let length = self.length();
-        // As in `flush_store`. No transfer is under way: each keeps the file.
-        if self.has_long_store.load(Ordering::Relaxed) && self.store_length.load(Ordering::Relaxed) > length {
-            let _ = store.set_length(length);
-        }
-        let mut rest = 0..index::PAGES;
-        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) {
-            rest.start = page + 1;
-            let Some(word) = self.index.get(page) else { continue };
-            let Some(frame) = frame_of(word.load(Ordering::Relaxed)) else { continue };
-            let offset = page * PAGE_SIZE;
-            if offset >= length || !self.engine.folio(frame).begin_writeback() {
-                continue;
-            }
-            word.store(SEEN, Ordering::Relaxed);
-            self.engine.folio(frame).keep_for_write();
-            let engine = self.engine.clone();
-            let frames = engine.frames();
-            let inside = (length - offset).min(PAGE_SIZE) as usize;
-            frames.write(frame, inside, &[0; PAGE_SIZE as usize][inside..]);
-            engine.counters().add(Counter::IoWrites, 1);
-            engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
-            // Counted as a pin, so that a thread that waits for memory sleeps until the write ends.
-            engine.cache.pins.fetch_add(1, Ordering::Relaxed);
-            let places = Places::from_buf([self.place(frame)]);
-            let last = Last { engine, frame, store: store.clone() };
-            let completion = match try_box_or_back(move |result| last.end(result)) {
-                Ok(completion) => completion,
-                Err(end) => {
-                    end(Err(no_memory(offset)));
-                    continue;
-                }
-            };
-            // SAFETY: the pin that was the cache's reference keeps the frame until the completion. No thread stores into it: the file is
-            // dropped, and with it every mapping and every pin for writing, each of which keeps its file.
-            let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
-            store.submit(transfer);
         }
     }
 }
@@ -590,28 +596,5 @@ impl Drop for Moving {
     fn drop(&mut self) {
         // SAFETY: it came out of a Box, once, and the transfer that read it has ended.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-/// A page that is being written for a file that was dropped.
-struct Last<H: Host> {
-    engine: Arc<Engine<H>>,
-    frame: Frame,
-    store: Arc<dyn Store>,
-}
-
-impl<H: Host> Last<H> {
-    fn end(self, result: Result<usize, StoreError>) {
-        let Self { engine, frame, store } = self;
-        if result.is_err() {
-            engine.counters().add(Counter::WritebackErrors, 1);
-        }
-        engine.cache.uncount_cached(1);
-        engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
-        engine.folio(frame).end_writeback(false);
-        engine.put(frame, Reference::Pin);
-        engine.cache.pins.fetch_sub(1, Ordering::Relaxed);
-        engine.tell_memory();
-        drop(store);
     }
 }

@@ -14,7 +14,7 @@ impl<H: Host> File<H> {
     /// returns, for which its group pays. Does not sleep.
     ///
     /// # Errors
-    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`]; or [`Miss::InSlot`]: the page is in a slot, or on its way there or back.
+    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`], [`Miss::NoFrame`]; or [`Miss::InSlot`]: the page is in a slot, or on its way there or back.
     pub(crate) fn make_page(
         &self,
         page: u64,
@@ -31,7 +31,7 @@ impl<H: Host> File<H> {
                     return self.find_by(word, seen, reference)?.ok_or(Miss::InSlot);
                 }
             }
-            let frame = take().ok_or(Miss::OutOfMemory(None))?;
+            let frame = take().ok_or(Miss::NoFrame)?;
             let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
             // Partner: the fence of a cut, which has lowered the length before.
             fence_after_rmw();

@@ -94,6 +94,14 @@ impl<P: ReclaimPolicy> Ageing<P> {
         offered
     }
 
+    /// Notes that reclaim has tried and freed `count` pages.
+    pub fn freed(&mut self, count: u64) {
+        self.offered = self.offered.saturating_sub(count);
+        if count != 0 {
+            self.looks_since_progress = 0;
+        }
+    }
+
     /// Notes that reclaim has tried a page. `has_taken`: it has taken the page.
     pub fn tried(&mut self, has_taken: bool) {
         // A caller may report a page that it has chosen itself.

@@ -19,8 +19,12 @@ use crate::page_cache::File;
 use crate::sync::Shared;
 use smallvec::SmallVec;
 
-/// The greatest number of mappings in which one page is looked for at a time.
+/// The greatest number of entries that one search for the entries of a page tries.
 const MAPPINGS: usize = 1000;
+
+/// The greatest number of mappings in which one search looks. Most of them may have no entry with the page: those of an earlier search
+/// that ended early, too.
+const LOOKS: usize = 64 * MAPPINGS;
 
 /// The number of noted dirty pages at which reclaim has them written, if it has freed no page. Together they are few transfers.
 const MANY_DIRTY: usize = 16;
@@ -31,6 +35,7 @@ pub(crate) struct Taking<'a, 'b, H: Host> {
     folio: &'a Folio,
     stale: &'a mut StaleBatch<'b, H>,
     looks: usize,
+    tried: usize,
     taken: usize,
     refusal: Refusal,
 }
@@ -41,7 +46,8 @@ impl<'b, H: Host> Taking<'_, 'b, H> {
         // A page that is used, locked or pinned somewhere stays everywhere. So does a page that a store has made dirty.
         let stays =
             matches!(self.refusal, Refusal::Young | Refusal::Locked | Refusal::Pinned | Refusal::Dirty);
-        !stays && self.looks < MAPPINGS && self.folio.mappings() != 0
+        let is_long = self.looks >= LOOKS || self.tried >= MAPPINGS;
+        !stays && !is_long && self.folio.mappings() != 0
     }
 
     /// Tries to take one entry, by `take`. The caller is in no section.
@@ -51,9 +57,11 @@ impl<'b, H: Host> Taking<'_, 'b, H> {
         match take(self.victim, self.stale) {
             Ok(()) => self.taken += 1,
             // Mappings that show the page need not have mapped it.
-            Err(Refusal::Gone) => {}
+            Err(Refusal::Gone) if mutant!("looks_are_tries") => {}
+            Err(Refusal::Gone) => return,
             Err(refusal) => self.refusal = refusal,
         }
+        self.tried += 1;
     }
 }
 
@@ -69,6 +77,8 @@ pub(super) struct Files<H: Host> {
     has_handed_over: bool,
     /// Whether writeback of dirty pages was started.
     has_started: bool,
+    /// Whether a page was left out since its last write has failed a moment ago.
+    pauses: bool,
     /// Whether a swap device had a place when a page of a file without a store asked last.
     has_place: Option<bool>,
 }
@@ -81,6 +91,7 @@ impl<H: Host> Files<H> {
             has_met_again: false,
             has_handed_over: false,
             has_started: false,
+            pauses: false,
             has_place: None,
         }
     }
@@ -124,6 +135,11 @@ impl<H: Host> Files<H> {
         self.has_started
     }
 
+    /// Returns whether pages were left out that may be written a moment later.
+    pub fn pauses(&self) -> bool {
+        self.pauses
+    }
+
     /// Hands the dirty pages to the background worker, or starts their writeback, in the order of their files. The caller is in no
     /// section, and has no open batch.
     #[inline(never)]
@@ -144,7 +160,7 @@ impl<H: Host> Files<H> {
             if takes_over && file.hand_over(*first) {
                 self.has_handed_over = true;
             } else {
-                file.start_writeback(*first..first + count as u64);
+                self.pauses |= file.start_writeback_for_room(*first..first + count as u64);
                 self.has_started = true;
             }
             rest = &rest[count..];
@@ -158,7 +174,9 @@ impl<H: Host> Files<H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Does step 3 for a file's page that the caller has isolated. With `is_dirty`, notes that it has to be written.
+    /// Does step 3 for a file's page that the caller has isolated. With `is_dirty`, notes that it has to be written. Not inlined, so that
+    /// its frame is off the stack during the other steps.
+    #[inline(never)]
     pub(super) fn unmap_file_page(
         &self,
         victims: Victims,
@@ -198,8 +216,9 @@ impl<H: Host> Engine<H> {
         let reach = if is_used { Reach::Nothing } else { Reach::of(victims.takes_young) };
         let Some(file) = files.of(self, frame) else { return stay(Refusal::Busy) };
         let kind = if is_in_memory { VictimKind::FileInMemory } else { VictimKind::File };
-        let victim = Victim { frame, kind, reach };
-        let mut taking = Taking { victim, folio, stale, looks: 0, taken: 0, refusal: Refusal::Gone };
+        let victim = Victim::new(frame, kind, reach, 0);
+        let mut taking =
+            Taking { victim, folio, stale, looks: 0, tried: 0, taken: 0, refusal: Refusal::Gone };
         file.unmap_everywhere(page, &mut taking);
         let (taken, refusal) = (taking.taken, taking.refusal);
         if folio.mappings() == 0 {

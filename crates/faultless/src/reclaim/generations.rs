@@ -15,7 +15,7 @@
 //! MGLRU also walks the tables of whole processes. That is not here, nor are the tiers of file pages.
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios, Queue};
+use super::queue::{Claimed, Distance, Folios, Queue, sort_all};
 use crate::host::Frame;
 
 /// The number of generations. A queue's number has two bits.
@@ -82,13 +82,11 @@ impl ReclaimPolicy for Generations {
     fn sort(
         &mut self,
         folios: &impl Folios,
-        mut count: u64,
+        part: (u64, u64),
         keeps: impl Fn(Frame) -> bool,
         strays: &mut Queue,
     ) {
-        for queue in &mut self.queues {
-            count -= queue.sort(folios, count, &keeps, strays);
-        }
+        sort_all(&mut self.queues, folios, part, keeps, strays);
     }
 
     fn length(&self) -> u64 {

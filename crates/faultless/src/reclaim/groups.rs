@@ -16,8 +16,11 @@ use core::mem;
 /// The number of frames that are sorted in one call.
 const SORTED: u64 = 4 * MANY_LOOKS;
 
-/// The number of calls for one group after which a search for strays may be made though the group's queues are not empty.
+/// The number of calls for one group after which a search for strays may be made though the group's queues are not empty. It doubles
+/// if a search finds none.
 const CALLS: u32 = 64;
+/// The greatest number of calls between two such searches.
+const MOST_CALLS: u32 = CALLS << 10;
 
 /// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,16 +90,22 @@ impl Wanted {
 
 /// The queues of one group.
 #[derive(Debug, Default)]
-pub(crate) struct Lists<P>([Ageing<P>; 2]);
+pub(crate) struct Lists<P> {
+    kinds: [Ageing<P>; 2],
+    /// The number of calls for the group since the last search for strays.
+    calls: u32,
+    /// The number of calls between two searches.
+    pause: u32,
+}
 
 impl<P: ReclaimPolicy> Lists<P> {
     /// Makes queues of the same kind as `policy`, which are empty.
     fn like(policy: &P) -> Self {
-        Self(PageKind::ALL.map(|_| Ageing::new(policy.of_same_kind())))
+        Self { kinds: PageKind::ALL.map(|_| Ageing::new(policy.of_same_kind())), calls: 0, pause: CALLS }
     }
 
     fn of(&self, kind: PageKind) -> &Ageing<P> {
-        &self.0[kind as usize]
+        &self.kinds[kind as usize]
     }
 
     /// Returns the number of frames of pages of `kinds`.
@@ -133,8 +142,8 @@ pub(crate) struct Queues<P> {
     turn: u64,
     /// The number of the class whose queues are sorted next.
     sorted_next: usize,
-    /// The number of calls for one group since such a search for strays.
-    calls_since_search: u32,
+    /// The number of frames in these queues that were sorted already, and have stayed.
+    sorted_there: u64,
     /// The number of frames that are to be sorted before a search for strays has seen all.
     unsorted: Option<u64>,
 }
@@ -173,7 +182,7 @@ impl<P: ReclaimPolicy> Queues<P> {
             mem::swap(&mut spare, &mut self.others);
         }
         while self.others.len() < (group.get() as usize).min(self.others.capacity()) {
-            let lists = Lists::like(&self.root.0[0].policy);
+            let lists = Lists::like(&self.root.kinds[0].policy);
             self.others.push(lists);
         }
         spare
@@ -187,7 +196,7 @@ impl<P: ReclaimPolicy> Queues<P> {
     }
 
     fn of(&mut self, class: Class) -> &mut Ageing<P> {
-        &mut self.lists(class.group).0[class.kind as usize]
+        &mut self.lists(class.group).kinds[class.kind as usize]
     }
 
     /// Returns the queues of each group, with the group.
@@ -227,7 +236,7 @@ impl<P: ReclaimPolicy> Queues<P> {
                     victims.takes_young |= more.takes_young;
                 }
                 self.unsorted = None;
-                self.search_if_few(folios, sections, wanted.of, victims.length);
+                self.search_if_few(folios, sections, wanted.of);
                 return victims;
             }
             if is_gathered {
@@ -242,16 +251,24 @@ impl<P: ReclaimPolicy> Queues<P> {
         Victims { class, count: 0, length: 0, takes_young: false, is_delayed }
     }
 
-    /// Searches for strays of `group`, if most of the pages for which it pays are in queues of others: a queue of the group has only
-    /// `length` frames. Otherwise the group would give up these few again and again. Made once in [`CALLS`] calls.
-    fn search_if_few(&mut self, folios: &impl Folios, sections: &Sections, group: GroupId, length: u64) {
+    /// Searches for strays of `group` and those below, if less than half of the pages for which they pay are in queues of their own.
+    /// Otherwise the group would give up these few again and again. Made once in [`CALLS`] calls for the group, or in more.
+    fn search_if_few(&mut self, folios: &impl Folios, sections: &Sections, group: GroupId) {
         let Some(counts) = sections.groups().get(group) else { return };
-        self.calls_since_search += 1;
-        if self.calls_since_search >= CALLS {
-            self.calls_since_search = 0;
-            if length * 2 < counts.usage() {
-                self.sort(folios);
-            }
+        let lists = self.lists(group);
+        lists.calls += 1;
+        if lists.calls < lists.pause {
+            return;
+        }
+        lists.calls = 0;
+        let within = self.each().filter(|(other, _)| sections.groups().is_within(*other, group));
+        let queued: u64 = within.map(|(_, one)| one.length(Kinds::All)).sum();
+        if queued * 2 < counts.usage() {
+            let has_found = self.sort(folios);
+            // A search of a group whose queues are empty begins anew.
+            self.unsorted = None;
+            let lists = self.lists(group);
+            lists.pause = if has_found { CALLS } else { (lists.pause * 2).min(MOST_CALLS) };
         }
     }
 
@@ -292,23 +309,29 @@ impl<P: ReclaimPolicy> Queues<P> {
         })
     }
 
-    /// Moves frames that are in the queue of another class into the right one. Looks at [`SORTED`] frames at most. Returns whether there
-    /// are more to look at, or some were moved.
+    /// Moves frames that are in the queue of another class into the right one. Looks at [`SORTED`] frames at most, and goes on behind
+    /// them at the next call. Returns whether some were moved, or, if `unsorted` counts the frames of a search, whether there are more.
     fn sort(&mut self, folios: &impl Folios) -> bool {
         let all = self.unsorted.unwrap_or_else(|| self.length());
         let (mut left, mut strays) = (all.min(SORTED), Queue::default());
         let classes = PageKind::ALL.len() * (self.others.len() + 1);
-        for _ in 0..classes {
+        // The class with which it begins may come once more at the end: with the part that was sorted before.
+        for _ in 0..=classes {
             let number = self.sorted_next % classes;
             let group = GroupId::new((number / PageKind::ALL.len()) as u32);
             let class = Class { group, kind: PageKind::ALL[number % PageKind::ALL.len()] };
-            let length = self.of(class).length();
-            let count = length.min(left);
+            let done = self.sorted_there;
+            let before = self.of(class).length();
+            let count = before.saturating_sub(done).min(left);
             let keeps = |frame| Class::of(folios.folio(frame)) == class;
-            self.of(class).policy.sort(folios, count, keeps, &mut strays);
+            self.of(class).policy.sort(folios, (done, count), keeps, &mut strays);
             left -= count;
-            if count == length {
-                self.sorted_next = number + 1;
+            // Without those that were dropped or are strays.
+            let length = self.of(class).length();
+            self.sorted_there = done + count - (before - length);
+            if self.sorted_there >= length {
+                self.sorted_there = 0;
+                self.sorted_next = if mutant!("sorts_one_class") { number } else { number + 1 };
             }
             if left == 0 {
                 break;
@@ -335,6 +358,11 @@ impl<P: ReclaimPolicy> Queues<P> {
     fn arrive(&mut self, folios: &impl Folios, frame: Claimed, distance: Distance) {
         let class = Class::of(folios.folio(frame.frame()));
         self.of(class).policy.arrived(folios, frame, distance);
+    }
+
+    /// Takes the results of reclaim's tries of `count` frames that `class` has offered: all are free.
+    pub fn freed(&mut self, class: Class, count: u64) {
+        self.of(class).freed(count);
     }
 
     /// Takes the result of reclaim's try of `frame`, which `class` has offered.

@@ -9,6 +9,7 @@
 //! | file | |
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
+//! | `run.rs` | neighbouring pages of one table, which are taken together |
 //! | `file_pages.rs` | a page of a file |
 //! | `around.rs` | a look at the entries around one whose page is in use |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
@@ -31,6 +32,7 @@ pub(crate) mod groups;
 mod order;
 pub(crate) mod policy;
 pub(crate) mod queue;
+mod run;
 mod shared_table;
 mod small_main;
 mod space_head;
@@ -209,20 +211,25 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the
-    /// number of frames that are free now, with those whose write has ended already, as on a device in memory.
-    fn report_taken(&self, class: Class, frames: &[Frame]) -> u64 {
+    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Writes of the first
+    /// `started` of them were started. Returns the number of frames that are free now, with those whose write has ended already, as on a
+    /// device in memory.
+    fn report_taken(&self, class: Class, frames: &[Frame], started: usize) -> u64 {
         if frames.is_empty() {
             return 0;
         }
         let mut freed = 0;
         let mut queues = self.lock(&self.reclaim.queues);
-        for frame in frames {
-            let is_free = self.folio(*frame).is_free();
-            freed += u64::from(is_free);
-            let report = if is_free { Report::Freed } else { Report::Taken };
-            queues.report(self, class, *frame, report);
+        for (place, frame) in frames.iter().enumerate() {
+            if self.folio(*frame).is_free() {
+                freed += 1;
+            } else {
+                // One that is not written is no progress.
+                let is_written = place < started;
+                queues.report(self, class, *frame, if is_written { Report::Taken } else { Report::Busy });
+            }
         }
+        queues.freed(class, freed);
         freed
     }
 

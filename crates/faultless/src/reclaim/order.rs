@@ -68,10 +68,16 @@ impl ReclaimPolicy for Policy {
         }
     }
 
-    fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
+    fn sort(
+        &mut self,
+        folios: &impl Folios,
+        part: (u64, u64),
+        keeps: impl Fn(Frame) -> bool,
+        strays: &mut Queue,
+    ) {
         match self {
-            Self::SmallMain(policy) => policy.sort(folios, count, keeps, strays),
-            Self::Generations(policy) => policy.sort(folios, count, keeps, strays),
+            Self::SmallMain(policy) => policy.sort(folios, part, keeps, strays),
+            Self::Generations(policy) => policy.sort(folios, part, keeps, strays),
         }
     }
 

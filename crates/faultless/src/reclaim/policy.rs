@@ -75,8 +75,15 @@ pub(crate) trait ReclaimPolicy: Default {
     /// frame was taken. If the report is [`Report::Young`], the use is counted already.
     fn reported(&mut self, folios: &impl Folios, frame: Claimed, origin: u64, report: Report);
 
-    /// Looks at the `count` oldest frames. Those that `keeps` refuses go to `strays`; the others stay.
-    fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue);
+    /// Looks at `count` frames, after `done` others that it has kept in earlier calls: queue after queue, the oldest first. Those that
+    /// `keeps` refuses go to `strays`; the others go to the young end of their queue.
+    fn sort(
+        &mut self,
+        folios: &impl Folios,
+        done_and_count: (u64, u64),
+        keeps: impl Fn(Frame) -> bool,
+        strays: &mut Queue,
+    );
 
     /// Returns whether more pages than usual have been used only once, as after a scan.
     fn has_many_used_once(&self) -> bool {

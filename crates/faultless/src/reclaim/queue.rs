@@ -267,3 +267,18 @@ impl Queue {
         count
     }
 }
+
+/// Looks at frames of `queues`, one after the other, as [`ReclaimPolicy::sort`](super::policy::ReclaimPolicy::sort) states.
+pub(super) fn sort_all<'a>(
+    queues: impl IntoIterator<Item = &'a mut Queue>,
+    folios: &impl Folios,
+    (mut done, mut count): (u64, u64),
+    keeps: impl Fn(Frame) -> bool,
+    strays: &mut Queue,
+) {
+    for queue in queues {
+        let length = queue.length();
+        count -= queue.sort(folios, count.min(length.saturating_sub(done)), &keeps, strays);
+        done = done.saturating_sub(length);
+    }
+}

@@ -18,7 +18,7 @@
 //!   stay empty under a loop that fits beside a scan.)
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios, Queue, Taken};
+use super::queue::{Claimed, Distance, Folios, Queue, Taken, sort_all};
 use crate::host::Frame;
 
 /// The number of the small queue.
@@ -100,9 +100,14 @@ impl ReclaimPolicy for SmallMain {
         queue.push(folios, frame);
     }
 
-    fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
-        let looked = self.small.sort(folios, count, &keeps, strays);
-        self.main.sort(folios, count - looked, &keeps, strays);
+    fn sort(
+        &mut self,
+        folios: &impl Folios,
+        part: (u64, u64),
+        keeps: impl Fn(Frame) -> bool,
+        strays: &mut Queue,
+    ) {
+        sort_all([&mut self.small, &mut self.main], folios, part, keeps, strays);
     }
 
     fn has_many_used_once(&self) -> bool {

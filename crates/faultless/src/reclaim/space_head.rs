@@ -4,7 +4,7 @@
 use crate::engine::StaleBatch;
 use crate::host::{Frame, Host, Slot};
 use crate::sync::Section;
-use crate::tables::LeafRecord;
+use crate::tables::{LeafRecord, MOST_ENTRIES};
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
@@ -14,6 +14,23 @@ pub(crate) struct Victim {
     pub frame: Frame,
     pub kind: VictimKind,
     pub reach: Reach,
+    /// The place of the entry, counted in pages from a first page that is known besides.
+    pub index: u16,
+    /// `None` until the entry has been tried.
+    pub outcome: Option<Result<(), Refusal>>,
+}
+
+impl Victim {
+    /// Makes a victim that has not been tried.
+    pub const fn new(frame: Frame, kind: VictimKind, reach: Reach, index: u64) -> Self {
+        const { assert!(MOST_ENTRIES <= 1 << u16::BITS) }
+        Self { frame, kind, reach, index: index as u16, outcome: None }
+    }
+
+    /// Returns the outcome of a try. A victim that was not tried at all is busy.
+    pub fn outcome(&self) -> Result<(), Refusal> {
+        self.outcome.unwrap_or(Err(Refusal::Busy))
+    }
 }
 
 /// The pages that reclaim may take out of an entry, by their use.
@@ -70,15 +87,8 @@ pub(crate) enum Refusal {
     Dirty,
 }
 
-/// Takes the page of `victim` out of the entry at `index` of the table with this record, if that entry maps it. See
-/// [`SpaceHead::take`].
-type Take<H> = unsafe fn(
-    NonNull<SpaceHead<H>>,
-    &Section<'_>,
-    u64,
-    Victim,
-    &mut StaleBatch<'_, H>,
-) -> Result<(), Refusal>;
+/// Takes pages out of entries of one leaf table, counted from the page that is given: see [`Found::take`].
+type Take<H> = unsafe fn(NonNull<SpaceHead<H>>, &Section<'_>, u64, &mut [Victim], &mut StaleBatch<'_, H>);
 
 /// The first field of each space, whatever its design. The mark in the record of a leaf table is its address.
 #[repr(C)]
@@ -114,17 +124,16 @@ impl<'s, H: Host> Found<'s, H> {
         Some(Self { head, section, first: record.first(), engine: PhantomData })
     }
 
-    /// Tries to take the page of `victim` out of entry `index` of the table. Waits for nothing. If it does, the entry names the
-    /// slot, the slot counts one more entry, the mapping is dropped, and the page is noted in `stale`.
-    ///
-    /// # Errors
-    /// [`Refusal`]; the entry is as before, but for its accessed bit.
-    pub fn take(&self, index: u64, victim: Victim, stale: &mut StaleBatch<'_, H>) -> Result<(), Refusal> {
+    /// Tries to take the pages of `victims` that have no outcome yet, at their indices in the table, and gives the outcome to the first
+    /// of them at least. Waits for nothing. If a page is taken, the entry names the slot, the slot counts one more entry, the mapping is
+    /// dropped, and the page is noted in `stale`, which has room for one part. If it is refused, the entry is as before, but for its
+    /// accessed bit.
+    pub fn take(&self, victims: &mut [Victim], stale: &mut StaleBatch<'_, H>) {
         // SAFETY: the record was found in the section, so the space is memory until the section ends (rule H5): it is freed a
         // grace period after its last table has gone. All spaces of an engine have the host's type in their head.
         unsafe {
             let take = (*self.head.as_ptr()).take;
-            take(self.head, self.section, self.first + index, victim, stale)
+            take(self.head, self.section, self.first, victims, stale);
         }
     }
 }

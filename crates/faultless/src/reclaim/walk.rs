@@ -18,6 +18,7 @@ use super::ageing::BATCH;
 use super::file_pages::Files;
 use super::groups::{Class, Kinds, PageKind, Victims, Wanted};
 use super::policy::Report;
+use super::run::{EntryPlace, Run};
 use super::space_head::{Found, Reach, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
 use crate::frame::Isolation;
@@ -58,6 +59,16 @@ pub(crate) struct Reclaimed {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Batch {
     sum: Reclaimed,
+    /// The number of pages that stay since they were used.
+    young: usize,
+}
+
+/// The folios of a batch after step 3. The first `out` frames are to be written or freed. The next `kept` ones are only to be let go.
+#[derive(Default)]
+struct Sorted {
+    out: usize,
+    kept: usize,
+    is_delayed: bool,
     /// The number of pages that stay since they were used.
     young: usize,
 }
@@ -146,7 +157,7 @@ impl<H: Host> Engine<H> {
         }
         let is_writing = self.is_writing(&files);
         others = others.max(self.reclaim.reclaimers.fetch_sub(1, Ordering::Relaxed) - 1);
-        sum.is_delayed |= others != 0 || is_writing || self.awaits_worker();
+        sum.is_delayed |= others != 0 || is_writing || files.pauses() || self.awaits_worker();
         sum
     }
 
@@ -191,7 +202,6 @@ impl<H: Host> Engine<H> {
     }
 
     /// Does steps 1 to 5 for the folios of `frames`.
-    #[inline(never)]
     fn reclaim_batch(
         self: &Arc<Self>,
         victims: Victims,
@@ -199,22 +209,65 @@ impl<H: Host> Engine<H> {
         kinds: Kinds,
         files: &mut Files<H>,
     ) -> Batch {
-        let class = victims.class;
-        let (mut is_delayed, mut young) = (false, 0);
+        let sorted = self.unmap_batch(victims, frames, kinds, files);
+        self.end_batch(victims.class, frames, sorted, files)
+    }
+
+    /// Does steps 1 to 4 for the folios of `frames`, and sorts those that stay isolated to the beginning. Not inlined, so that its frame
+    /// is off the stack when pages are written.
+    #[inline(never)]
+    fn unmap_batch(
+        self: &Arc<Self>,
+        victims: Victims,
+        frames: &mut [Frame],
+        kinds: Kinds,
+        files: &mut Files<H>,
+    ) -> Sorted {
         let mut stale = StaleBatch::open(self);
-        // The folios to be written or freed come first, then those that are only to be let go.
-        let (mut out, mut kept) = (0, 0);
+        let of_files = self.isolate_batch(victims, frames, kinds, files, &mut stale);
+        let mut sorted = match of_files.out {
+            // Reclaim of pages of files alone comes from deep on the stack.
+            0 => Sorted::default(),
+            out => self.unmap_anonymous(victims, &mut frames[..out], &mut stale),
+        };
+        let kept = of_files.out..of_files.out + of_files.kept;
+        frames.copy_within(kept, sorted.out + sorted.kept);
+        sorted.kept += of_files.kept;
+        sorted.young += of_files.young;
+        sorted.is_delayed |= of_files.is_delayed;
+        // Rule S4: folios are isolated until no processor has an old translation. The mutant writes and frees them before.
+        if mutant!("written_before_invalidate") {
+            self.end_batch(victims.class, frames, core::mem::take(&mut sorted), files);
+        }
+        stale.finish();
+        sorted
+    }
+
+    /// Does step 1 for the folios of `frames`, and step 3 for those of files. The first that it sorts are those that are not mapped any
+    /// more, and all anonymous ones.
+    #[inline(never)]
+    fn isolate_batch(
+        self: &Arc<Self>,
+        victims: Victims,
+        frames: &mut [Frame],
+        kinds: Kinds,
+        files: &mut Files<H>,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Sorted {
+        let class = victims.class;
+        let mut sorted = Sorted::default();
         for i in 0..frames.len() {
             let frame = frames[i];
-            if kinds == Kinds::Files && self.folio(frame).is_of_swap() {
+            let folio = self.folio(frame);
+            if kinds == Kinds::Files && folio.is_of_swap() {
                 self.report(class, frame, Report::Busy);
                 continue;
             }
-            let Some(isolation) = self.folio(frame).try_isolate() else {
-                if self.folio(frame).is_free() {
+            let Some(isolation) = folio.try_isolate() else {
+                if folio.is_free() {
                     self.report(class, frame, Report::Freed);
-                } else if self.folio(frame).is_at_work() {
-                    is_delayed = true;
+                } else if folio.is_at_work() {
+                    sorted.is_delayed = true;
                     self.pass_over(class, frame, Refusal::Busy);
                 } else {
                     self.pass_over(class, frame, Refusal::Pinned);
@@ -226,42 +279,67 @@ impl<H: Host> Engine<H> {
                     self.pass_over(class, frame, Refusal::Young);
                     Unmapped::None(Refusal::Young)
                 }
-                Isolation::Anonymous => self.unmap(victims, frame, &mut stale),
-                Isolation::File => self.unmap_file_page(victims, frame, false, files, &mut stale),
-                Isolation::DirtyFile => self.unmap_file_page(victims, frame, true, files, &mut stale),
+                Isolation::Anonymous => Unmapped::All,
+                Isolation::File => self.unmap_file_page(victims, frame, false, files, stale),
+                Isolation::DirtyFile => self.unmap_file_page(victims, frame, true, files, stale),
             };
-            // The places before `i` are free for those that stay isolated.
-            match unmapped {
-                Unmapped::All => {
-                    frames[out + kept] = frames[out];
-                    frames[out] = frame;
-                    out += 1;
-                }
-                Unmapped::Some | Unmapped::Dropped | Unmapped::File => {
-                    frames[out + kept] = frame;
-                    kept += 1;
-                }
-                Unmapped::None(refusal) => {
-                    is_delayed |= refusal == Refusal::Busy;
-                    young += usize::from(refusal == Refusal::Young);
-                    self.end_isolation(frame);
-                }
-            }
+            self.sort(frames, frame, unmapped, &mut sorted);
         }
-        // Rule S4: folios are isolated until no processor has an old translation. The mutant writes and frees them before.
-        let mut late = Some(stale);
-        if !mutant!("written_before_invalidate") {
-            late.take().into_iter().for_each(StaleBatch::finish);
+        sorted
+    }
+
+    /// Does steps 2 and 3 for the anonymous folios of `frames`, which are isolated, in runs. The others are not mapped.
+    #[inline(never)]
+    fn unmap_anonymous(
+        &self,
+        victims: Victims,
+        frames: &mut [Frame],
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Sorted {
+        let (mut sorted, mut run) = (Sorted::default(), Run::new(self.zero_frame()));
+        for i in 0..frames.len() {
+            let frame = frames[i];
+            let folio = self.folio(frame);
+            let unmapped = match folio.is_anonymous() {
+                false => Unmapped::All,
+                true => match self.begin_unmap(victims, frame, stale) {
+                    Ok(slot) => match EntryPlace::of(folio) {
+                        Some(place) => {
+                            if !run.takes(place) {
+                                self.unmap_run(victims, &mut run, stale, (frames, &mut sorted));
+                            }
+                            run.add(place, frame, slot, Reach::of(victims.takes_young));
+                            continue;
+                        }
+                        None => self.unmap_to(victims, frame, Some(slot), false, stale),
+                    },
+                    Err(unmapped) => unmapped,
+                },
+            };
+            self.sort(frames, frame, unmapped, &mut sorted);
         }
-        let mut freed = 0;
-        let mut of_files = 0;
+        self.unmap_run(victims, &mut run, stale, (frames, &mut sorted));
+        sorted
+    }
+
+    /// Does step 5 for the folios of a batch, which are sorted.
+    #[inline(never)]
+    fn end_batch(
+        self: &Arc<Self>,
+        class: Class,
+        frames: &mut [Frame],
+        sorted: Sorted,
+        files: &mut Files<H>,
+    ) -> Batch {
+        let Sorted { mut out, kept, mut is_delayed, young } = sorted;
+        let (mut freed, mut of_files) = (0, 0);
         for &frame in &frames[out..out + kept] {
             let folio = self.folio(frame);
             if !folio.is_anonymous() && folio.mappings() == 0 {
-                of_files += 1;
                 let is_freed = self.end_file_page(frame, files);
                 if is_freed {
                     freed += 1;
+                    of_files += 1;
                     self.counters().add(Counter::Evictions, 1);
                 }
                 is_delayed |= !is_freed;
@@ -284,14 +362,70 @@ impl<H: Host> Engine<H> {
         self.counters().add(Counter::Reclaimed, out as u64 + of_files);
         self.sections().groups().note(class.group, Event::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);
-        late.into_iter().for_each(StaleBatch::finish);
         // With those whose write has ended already.
-        let are_free = self.report_taken(class, &frames[..out]);
+        let are_free = self.report_taken(class, &frames[..out], written.started);
         freed += are_free;
         let started = ((written.freed + written.started) as u64).saturating_sub(are_free);
         // A page that is pinned goes when its pin does.
         let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
         Batch { sum: Reclaimed { freed, started, is_delayed }, young }
+    }
+
+    /// Sorts an isolated folio of a batch into its `frames` by the outcome of step 3, or lets it go. Only frames that were tried before, and
+    /// are not sorted yet, lie between the places of those that are sorted.
+    #[inline]
+    fn sort(&self, frames: &mut [Frame], frame: Frame, unmapped: Unmapped, sorted: &mut Sorted) {
+        let Sorted { out, kept, .. } = *sorted;
+        match unmapped {
+            Unmapped::All => {
+                frames[out + kept] = frames[out];
+                frames[out] = frame;
+                sorted.out += 1;
+            }
+            Unmapped::Some | Unmapped::Dropped | Unmapped::File => {
+                frames[out + kept] = frame;
+                sorted.kept += 1;
+            }
+            Unmapped::None(refusal) => {
+                sorted.is_delayed |= refusal == Refusal::Busy;
+                sorted.young += usize::from(refusal == Refusal::Young);
+                self.end_isolation(frame);
+            }
+        }
+    }
+
+    /// Does step 3 for the folios of `run`, which is empty afterwards, and sorts them.
+    fn unmap_run(
+        &self,
+        victims: Victims,
+        run: &mut Run,
+        stale: &mut StaleBatch<'_, H>,
+        (frames, sorted): (&mut [Frame], &mut Sorted),
+    ) {
+        while let Some(first) = run.first_untried() {
+            stale.make_room();
+            let section = self.enter();
+            // Most pages have one entry, which their home names.
+            let places = places(self.folio(first.frame), &section);
+            match places.and_then(|places| Found::by_record(places.entry?, &section)) {
+                Some(space) => space.take(run.victims(), stale),
+                None => first.outcome = Some(Err(Refusal::Gone)),
+            }
+        }
+        for victim in run.victims() {
+            let frame = victim.frame;
+            let VictimKind::Swapped(slot, generation) = victim.kind else { continue };
+            let slot = Some((slot, generation));
+            let unmapped = match victim.outcome() {
+                Ok(()) if self.folio(frame).mappings() == 0 => Unmapped::All,
+                // It has other entries, its home has changed, or several spaces have the table.
+                Ok(()) => self.unmap_to(victims, frame, slot, true, stale),
+                Err(Refusal::Gone) => self.unmap_to(victims, frame, slot, false, stale),
+                Err(refusal) => self.stays(victims, frame, slot, refusal),
+            };
+            self.sort(frames, frame, unmapped, sorted);
+        }
+        run.clear();
     }
 
     /// Reports and counts a folio that stays.
@@ -314,51 +448,63 @@ impl<H: Host> Engine<H> {
         self.unpin(frame, crate::frame::Reference::Pin);
     }
 
-    /// Does steps 2 and 3 for a folio that the caller has isolated.
-    fn unmap(&self, victims: Victims, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
+    /// Does step 2 for a folio that the caller has isolated, and returns its slot. Does step 3 too if the page needs no slot.
+    ///
+    /// # Errors
+    /// The outcome, if nothing is left to do.
+    #[inline]
+    fn begin_unmap(
+        &self,
+        victims: Victims,
+        frame: Frame,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Result<(Slot, u16), Unmapped> {
         let folio = self.folio(frame);
         // A page that only a pin keeps: it ends with the pin, and its bytes are wanted by nobody.
         if folio.mappings() == 0 && !folio.is_in_slot() {
             self.pass_over(victims.class, frame, Refusal::Gone);
-            return Unmapped::None(Refusal::Gone);
+            return Err(Unmapped::None(Refusal::Gone));
         }
         if folio.may_drop() {
             // A page after MADV_FREE needs no slot, unless fork has shared its leaf table since.
-            match self.unmap_to(victims, frame, None, stale) {
+            match self.unmap_to(victims, frame, None, false, stale) {
                 Unmapped::None(Refusal::NotAlone) => {}
-                unmapped => return unmapped,
+                unmapped => return Err(unmapped),
             }
         }
-        match self.attach_slot(frame) {
-            None => {
-                self.pass_over(victims.class, frame, Refusal::NoSlot);
-                Unmapped::None(Refusal::NoSlot)
-            }
-            slot => self.unmap_to(victims, frame, slot, stale),
-        }
+        self.attach_slot(frame).ok_or_else(|| {
+            self.pass_over(victims.class, frame, Refusal::NoSlot);
+            Unmapped::None(Refusal::NoSlot)
+        })
     }
 
-    /// Does step 3 for a folio that the caller has isolated, and attached to the slot if there is one. Reports it if it stays.
+    /// Does step 3 for a folio that the caller has isolated, and attached to the slot if there is one. `has_taken`: an entry has been taken
+    /// before. Reports it if it stays.
     fn unmap_to(
         &self,
         victims: Victims,
         frame: Frame,
         slot: Option<(Slot, u16)>,
+        has_taken: bool,
         stale: &mut StaleBatch<'_, H>,
     ) -> Unmapped {
         let folio = self.folio(frame);
         let kind =
             slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
-        let victim = Victim { frame, kind, reach: Reach::of(victims.takes_young) };
-        let (mut taken, mut refusal) = (0, Refusal::Gone);
+        let (mut taken, mut refusal) = (usize::from(has_taken), Refusal::Gone);
         stale.make_room();
         {
             let section = self.enter();
             if let Some(places) = places(folio, &section) {
+                let victim = Victim::new(frame, kind, Reach::of(victims.takes_young), places.index);
                 // Returns whether the search goes on.
                 let mut ask = |record: &LeafRecord| {
                     let took = match Found::by_record(record, &section) {
-                        Some(space) => space.take(places.index, victim, stale),
+                        Some(space) => {
+                            let mut victim = [victim];
+                            space.take(&mut victim, stale);
+                            victim[0].outcome()
+                        }
                         None => self.take_shared(record, places.index, victim, stale),
                     };
                     match took {
@@ -369,23 +515,27 @@ impl<H: Host> Engine<H> {
                     let stays = matches!(took, Err(Refusal::Young | Refusal::Locked | Refusal::Pinned));
                     !stays && folio.mappings() != 0 && stale.has_room()
                 };
-                // Most pages have one entry, which their home names.
                 if places.entry.is_none_or(&mut ask) {
                     places.relatives(&section).take(RELATIVES).all(ask);
                 }
             }
         }
-        let is_unmapped = folio.mappings() == 0;
-        if is_unmapped {
+        if folio.mappings() == 0 {
             return if slot.is_some() { Unmapped::All } else { Unmapped::Dropped };
+        }
+        if taken != 0 {
+            self.pass_over(victims.class, frame, refusal);
+            return Unmapped::Some;
         }
         if refusal == Refusal::NotAlone {
             return Unmapped::None(refusal);
         }
+        self.stays(victims, frame, slot, refusal)
+    }
+
+    /// Reports an isolated folio of which no entry was taken. Takes it out of its slot if that is of no use.
+    fn stays(&self, victims: Victims, frame: Frame, slot: Option<(Slot, u16)>, refusal: Refusal) -> Unmapped {
         self.pass_over(victims.class, frame, refusal);
-        if taken != 0 {
-            return Unmapped::Some;
-        }
         // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use, unless it
         // has the page's bytes. Then no entry has the write right: a fault that gives it takes the folio out before.
         if slot.is_some_and(|(slot, _)| self.is_slot_unused(slot)) {

@@ -1,13 +1,15 @@
 //! The work that reclaim asks of a space: to give up one page. It only tries, and waits for nothing.
 
 use super::Space;
-use crate::address::PageNumber;
+use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::StaleBatch;
 use crate::host::{Entry, EntryKind, Host, PageTable};
 use crate::reclaim::{Reach, Refusal, SpaceHead, Victim, VictimKind};
+use crate::space::fault::shared_table::LeafOf;
 use crate::sync::{Section, fence_after_rmw};
 use crate::vma::MappingFlags;
+use crate::vma::tree::Ranged as _;
 use core::ptr::NonNull;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
@@ -18,42 +20,108 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         unsafe fn take<H: Host, D: LockingDesign>(
             head: NonNull<SpaceHead<H>>,
             section: &Section<'_>,
-            page: u64,
-            victim: Victim,
+            first: u64,
+            victims: &mut [Victim],
             stale: &mut StaleBatch<'_, H>,
-        ) -> Result<(), Refusal> {
+        ) {
             // SAFETY: the head is the first field of a `repr(C)` struct, and its address has the provenance of all of it.
             let space = unsafe { head.cast::<Space<H, D>>().as_ref() };
-            space.give_up(section, PageNumber::new(page), victim, stale)
+            space.give_up(section, PageNumber::new(first), victims, stale);
         }
         // SAFETY: only a space of this type has this head, as its first field.
         unsafe { SpaceHead::new(take::<H, D>) }
     }
 
-    /// Takes the page of `victim` out of the entry of `page`, if the entry maps it and nothing speaks against it. The order of
-    /// the steps is that of docs/pressure.md: the counts change before the entry, so a thread that comes by the entry finds them as
-    /// they are. The counts of a file's page change after the entry: a fault that comes by the entry asks the file.
-    pub(in crate::space) fn give_up(
-        &self,
-        section: &Section<'_>,
-        page: PageNumber,
-        victim: Victim,
+    /// Takes the pages of those `victims` that have no outcome yet out of their entries, if these map them and nothing speaks against
+    /// it. The entries are of one leaf table, and the index of each counts from the page `first`. Gives an outcome to the first of these
+    /// victims, and to the others whose pages are in the same mapping.
+    ///
+    /// All entries are announced first. So they need one fence, and one look at the mapping.
+    ///
+    /// The order of the steps for an entry is that of docs/pressure.md: the counts change before the entry, so a thread that comes by
+    /// the entry finds them as they are. The counts of a file's page change after the entry: a fault that comes by the entry asks the
+    /// file.
+    pub(in crate::space) fn give_up<'s>(
+        &'s self,
+        section: &'s Section<'_>,
+        first: PageNumber,
+        victims: &mut [Victim],
         stale: &mut StaleBatch<'_, H>,
-    ) -> Result<(), Refusal> {
-        let engine = &*self.engine;
+    ) {
+        let page_of = |victim: &Victim| PageNumber::new(first.get() + u64::from(victim.index));
+        let mut untried = victims.iter_mut().filter(|victim| victim.outcome.is_none());
+        let Some(start) = untried.next() else { return };
+        let page = page_of(start);
+        start.outcome = Some(Err(Refusal::Busy));
         let view = self.tree.view(section);
         // Nothing is held from before the section: for this purpose a design takes nothing there.
         let attempt = Attempt::first(Purpose::Rmap);
-        let _inside = D::inside(&self.lock, engine, view, page, attempt).map_err(|_| Refusal::Busy)?;
-        let leaf = self.table.leaf(section, page).ok_or(Refusal::Gone)?;
+        let Ok(_inside) = D::inside(&self.lock, &self.engine, view, page, attempt) else { return };
+        let Some(leaf) = self.table.leaf(section, page) else {
+            start.outcome = Some(Err(Refusal::Gone));
+            return;
+        };
         if self.table.is_shared(leaf) {
-            if let VictimKind::File | VictimKind::FileInMemory = victim.kind {
+            if let VictimKind::File | VictimKind::FileInMemory = start.kind {
                 let record = self.table.record(leaf);
-                return engine.take_shared(record, page.get() - record.first(), victim, stale);
+                let taken = self.engine.take_shared(record, page.get() - record.first(), *start, stale);
+                start.outcome = Some(taken);
             }
-            // It has become shared since its record was read.
-            return Err(Refusal::Busy);
+            // Otherwise it has become shared since its record was read.
+            return;
         }
+        start.outcome = None;
+        let (mut announced, mut taken) = (0, None);
+        for victim in victims.iter_mut().filter(|victim| victim.outcome.is_none()) {
+            match self.announce_victim(leaf, page_of(victim), victim) {
+                Ok(()) => announced += 1,
+                Err(refusal) => victim.outcome = Some(Err(refusal)),
+            }
+        }
+        if announced == 0 {
+            return;
+        }
+        // Partner: the fence after publishing in range work, as in page work.
+        fence_after_rmw();
+        let vma = view.find(page).filter(|vma| self.table.hangs(leaf) && !vma.is_busy());
+        for victim in victims.iter_mut().filter(|victim| victim.outcome.is_none()) {
+            let near = page_of(victim);
+            let outcome = match vma {
+                None => Err(Refusal::Busy),
+                // Of the next mapping.
+                Some(vma) if !vma.range().contains(near) => {
+                    self.table.let_go(leaf, near);
+                    continue;
+                }
+                Some(vma) if vma.flags().contains(MappingFlags::LOCKED) && !mutant!("reclaims_locked") => {
+                    Err(Refusal::Locked)
+                }
+                Some(_) => self.take_announced(leaf, near, victim),
+            };
+            match outcome {
+                Ok(()) => {
+                    let (low, high) = taken.unwrap_or((near, near));
+                    taken = Some((near.min(low), near.max(high)));
+                }
+                Err(_) => self.table.let_go(leaf, near),
+            }
+            victim.outcome = Some(outcome);
+        }
+        let taken = taken.and_then(|(low, high)| PageRange::new(low, high.checked_add(1)?));
+        if let Some(range) = taken {
+            stale.touch_all(range);
+            stale.end_part_in_section(&self.table);
+        }
+    }
+
+    /// Sets the bit of the entry of `page`, if the entry maps the page of `victim` and the page is not in use.
+    #[inline]
+    fn announce_victim<'s>(
+        &'s self,
+        leaf: LeafOf<'s, H>,
+        page: PageNumber,
+        victim: &Victim,
+    ) -> Result<(), Refusal> {
         let seen = self.table.load(leaf, page);
         if seen.kind() != EntryKind::Page(victim.frame) {
             return Err(Refusal::Gone);
@@ -64,50 +132,50 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let is_young = self.table.age(leaf, page);
         if is_young {
             let load = |near| self.table.load(leaf, PageNumber::new(near));
-            engine.look_around(page.get(), load, |near| self.table.age(leaf, PageNumber::new(near)));
+            self.engine.look_around(page.get(), load, |near| self.table.age(leaf, PageNumber::new(near)));
         }
-        if victim.reach == Reach::Nothing || is_young && victim.reach == Reach::Old {
+        // A look around an entry of the same run may have cleared the bit of this one.
+        let is_used = is_young || self.engine.was_found_around(victim.frame);
+        if victim.reach == Reach::Nothing || is_used && victim.reach == Reach::Old {
             return Err(Refusal::Young);
         }
-        if !self.table.try_announce(leaf, page, seen.without(Entry::ACCESSED)) {
-            return Err(Refusal::Busy);
-        }
-        // Partner: the fence after publishing in range work, as in page work.
-        fence_after_rmw();
+        let is_announced = self.table.try_announce(leaf, page, seen.without(Entry::ACCESSED));
+        if is_announced { Ok(()) } else { Err(Refusal::Busy) }
+    }
+
+    /// Takes the page of `victim` out of the entry of `page`, whose bit this thread has set. On error it still has the bit.
+    #[inline]
+    fn take_announced<'s>(
+        &'s self,
+        leaf: LeafOf<'s, H>,
+        page: PageNumber,
+        victim: &Victim,
+    ) -> Result<(), Refusal> {
+        let engine = &*self.engine;
         let folio = engine.folio(victim.frame);
-        let refusal = match self.tree.view(section).find(page) {
-            _ if !self.table.hangs(leaf) => Some(Refusal::Busy),
-            None => Some(Refusal::Busy),
-            Some(vma) if vma.is_busy() => Some(Refusal::Busy),
-            Some(vma) if vma.flags().contains(MappingFlags::LOCKED) && !mutant!("reclaims_locked") => {
-                Some(Refusal::Locked)
-            }
-            Some(_) if folio.is_pinned_for_io() && !mutant!("reclaims_pinned") => Some(Refusal::Pinned),
-            Some(_) => match victim.kind {
-                // A store has made the page one to be kept. Its fault had the bit.
-                VictimKind::Dropped if !folio.may_drop() => Some(Refusal::Busy),
-                VictimKind::Dropped => None,
-                // A fault that gave the write right has taken the folio out of its slot. It had the bit.
-                VictimKind::Swapped(slot, _) if !folio.is_of_slot(slot) => Some(Refusal::Busy),
-                VictimKind::Swapped(slot, generation) if !engine.try_count_slot(slot, generation) => {
-                    Some(Refusal::Full)
-                }
-                VictimKind::Swapped(..) => None,
-                // An entry with the write right means that the folio is dirty, or that writeback is about to take the right.
-                VictimKind::File if seen.has(Entry::WRITE) || !folio.is_clean() => Some(Refusal::Dirty),
-                // A store by an old translation is kept too: the bytes are read after the invalidation.
-                VictimKind::File | VictimKind::FileInMemory => None,
-            },
-        };
-        if let Some(refusal) = refusal {
-            self.table.let_go(leaf, page);
-            return Err(refusal);
+        let seen = self.table.load(leaf, page);
+        if folio.is_pinned_for_io() && !mutant!("reclaims_pinned") {
+            return Err(Refusal::Pinned);
         }
-        stale.touch(page);
-        let install = |gone| self.table.install(leaf, page, gone);
+        match victim.kind {
+            // A store has made the page one to be kept. Its fault had the bit.
+            VictimKind::Dropped if !folio.may_drop() => return Err(Refusal::Busy),
+            VictimKind::Dropped => {}
+            // A fault that gave the write right has taken the folio out of its slot. It had the bit.
+            VictimKind::Swapped(slot, _) if !folio.is_of_slot(slot) => return Err(Refusal::Busy),
+            VictimKind::Swapped(slot, generation) if !engine.try_count_slot(slot, generation) => {
+                return Err(Refusal::Full);
+            }
+            VictimKind::Swapped(..) => {}
+            // An entry with the write right means that the folio is dirty, or that writeback is about to take the right.
+            VictimKind::File if seen.has(Entry::WRITE) || !folio.is_clean() => return Err(Refusal::Dirty),
+            // A store by an old translation is kept too: the bytes are read after the invalidation.
+            VictimKind::File | VictimKind::FileInMemory => {}
+        }
+        let install = |gone| self.table.install(leaf, page, gone).is_ok();
         let is_installed = match victim.kind {
             VictimKind::File | VictimKind::FileInMemory => {
-                let is_installed = install(Entry::gone(victim.frame, seen.bits())).is_ok();
+                let is_installed = install(Entry::gone(victim.frame, seen.bits()));
                 if is_installed {
                     let _ = folio.end_mapping();
                 }
@@ -122,8 +190,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     VictimKind::Swapped(slot, generation) => Entry::swapped(slot, generation, seen.bits()),
                     // A processor may still read the page: a fault that installs another one invalidates (rule S3).
                     _ => Entry::gone(victim.frame, seen.bits()),
-                })
-                .is_ok();
+                });
                 if !is_installed {
                     let _ = folio.begin_mapping(was_exclusive);
                 } else if is_late {
@@ -132,14 +199,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 is_installed
             }
         };
-        if !is_installed {
-            // The host has no memory to follow. The entry is as it was, and so is the mapping.
-            self.table.let_go(leaf, page);
-            if let VictimKind::Swapped(slot, _) = victim.kind {
-                engine.put_slot(slot);
-            }
+        if is_installed {
+            return Ok(());
         }
-        stale.end_part_in_section(&self.table);
-        if is_installed { Ok(()) } else { Err(Refusal::Busy) }
+        // The host has no memory to follow. The entry is as it was, and so is the mapping.
+        if let VictimKind::Swapped(slot, _) = victim.kind {
+            engine.put_slot(slot);
+        }
+        Err(Refusal::Busy)
     }
 }

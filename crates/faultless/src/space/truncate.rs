@@ -91,7 +91,9 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
                 if taking.goes_on() {
                     taking.take(|victim, stale| {
                         let section = self.engine.enter();
-                        self.give_up(&section, range.start(), victim, stale)
+                        let mut victim = [victim];
+                        self.give_up(&section, range.start(), &mut victim, stale);
+                        victim[0].outcome()
                     });
                 }
             },

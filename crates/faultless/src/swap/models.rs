@@ -80,7 +80,7 @@ impl World {
 
     /// Writes the pinned folio, if nothing else has it.
     fn write(&self, frame: Frame, bytes: u64) {
-        if let Some((number, _, slot)) = self.steps().begin_write(frame) {
+        if let Ok((number, _, slot)) = self.steps().begin_write(frame) {
             self.device.store(bytes, Ordering::Release);
             self.steps().end_write(number, slot, frame, true);
         }
@@ -125,6 +125,34 @@ fn the_last_entry_and_the_last_pin() {
         thread.join().expect("no panic");
         world.check_that_all_is_free(&[0]);
         assert_eq!(world.released.load(plain::Ordering::Relaxed), 1);
+    });
+}
+
+/// A write begins and ends at once, since the slot has the bytes already. Meanwhile another reclaimer isolates the folio: it stays
+/// isolated until that one ends it.
+#[test]
+fn a_write_that_is_not_needed_leaves_others_isolation_alone() {
+    check(3, || {
+        let world = Arc::new(World::new());
+        let (number, slot, _) = world.attach(1);
+        world.write(frame(0), 1);
+        assert!(world.folio(frame(0)).isolate_pinned());
+        let theirs = world.clone();
+        let thread = spawn(move || {
+            let folio = theirs.folio(frame(0));
+            if folio.try_isolate().is_some() {
+                assert!(folio.is_isolated(), "another thread has ended the isolation");
+                folio.end_isolation();
+                theirs.steps().unpin(frame(0));
+            }
+        });
+        if let Err(false) = world.steps().begin_write(frame(0)) {
+            world.folio(frame(0)).end_isolation();
+        }
+        world.steps().unpin(frame(0));
+        thread.join().expect("no panic");
+        world.steps().put(number.get(), slot);
+        world.check_that_all_is_free(&[0]);
     });
 }
 

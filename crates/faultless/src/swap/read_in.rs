@@ -15,7 +15,7 @@ use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::errno;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameUse, Host, Slot, Slots};
+use crate::host::{Frame, GroupId, Host, Slot, Slots};
 use crate::page_cache::NEWCOMER;
 use crate::reclaim::queue::Distance;
 use crate::stats::Counter;
@@ -39,6 +39,9 @@ struct Read {
     from: Location,
     is_ahead: bool,
 }
+
+/// Pages that are read together.
+type Reads = SmallVec<[Read; MOST as usize]>;
 
 impl<H: Host> Engine<H> {
     /// Attaches `frame` to `slot` and starts to read the slot's bytes into it. The caller has the frame alone, and an entry with this
@@ -138,28 +141,59 @@ impl<H: Host> Engine<H> {
         ahead: &[Named],
     ) {
         let group = self.folio(first.frame).group();
-        let mut reads = SmallVec::<[Read; MOST as usize]>::from_elem(first, 1);
-        for named in ahead.iter().take(MOST as usize - 1) {
+        let mut reads = Reads::from_elem(first, 1);
+        let near = ahead.iter().copied().filter(|named| self.may_read_ahead(named.0));
+        self.begin_all_ahead((space, steps), group, near, &mut reads);
+        self.submit_all(&mut reads, Some(completion));
+    }
+
+    /// Starts reads of those of the slots in `asked`, [`MOST`] at most, that have no folio, as a caller has asked for. `group` pays. Waits
+    /// for none. Returns false if there is no frame for one of them. The caller is in no section.
+    pub(crate) fn swap_in_ahead(self: &Arc<Self>, group: GroupId, asked: &[Named]) -> bool {
+        let Some((space, steps)) = self.swap_steps() else { return true };
+        let mut reads = Reads::new();
+        let has_frames = self.begin_all_ahead((space, steps), group, asked.iter().copied(), &mut reads);
+        self.submit_all(&mut reads, None);
+        has_frames
+    }
+
+    /// Attaches free frames to those slots of `ahead` that can be read now, as far as there is room in `reads`. Returns false if there
+    /// is no frame for one of them.
+    fn begin_all_ahead(
+        &self,
+        (space, steps): (&Space, Steps<'_, Self>),
+        group: GroupId,
+        ahead: impl Iterator<Item = Named>,
+        reads: &mut Reads,
+    ) -> bool {
+        for named in ahead.take(reads.inline_size() - reads.len()) {
+            let Some(slot) = space.slots.get(named.0.get()).filter(|slot| !slot.state().is_in_cache()) else {
+                continue;
+            };
             // Waiters for memory come first.
             let is_free = self.cache.queue.is_first(NEWCOMER);
-            let purpose = self.slot(named.0).map_or(FrameUse::Anonymous, |slot| slot.state().purpose());
-            let frame = is_free.then(|| self.take_frame(group, purpose)).flatten();
-            let Some(frame) = frame else { break };
-            if self.begin_ahead(space, steps, *named, frame) {
-                reads.extend(self.place_ahead(space, *named, frame));
+            let frame = is_free.then(|| self.take_frame(group, slot.state().purpose())).flatten();
+            let Some(frame) = frame else { return false };
+            if self.begin_ahead(space, steps, named, frame) {
+                reads.extend(self.place_ahead(space, named, frame));
             } else {
                 self.free_frame(frame);
             }
         }
+        true
+    }
+
+    /// Submits the reads of pages that are attached, in runs. `completion` is that of the fault's page, if one of them is.
+    fn submit_all(self: &Arc<Self>, reads: &mut Reads, mut completion: Option<Completion>) {
         reads.sort_unstable_by_key(|read| read.from);
-        let most = space.devices.get(first.from.device).map_or(1, Attached::max_pages);
-        let mut completion = Some(completion);
         // The run with the page of the fault goes first.
         for is_of_fault in [true, false] {
-            let runs = reads.chunk_by(|one, next| next.from == one.from.next());
-            for run in runs.flat_map(|run| run.chunks(most)) {
-                if run.iter().any(|read| !read.is_ahead) == is_of_fault {
-                    self.submit_run(run, if is_of_fault { completion.take() } else { None });
+            for run in reads.chunk_by(|one, next| next.from == one.from.next()) {
+                let most = self.device_of(run[0].from).map_or(1, Attached::max_pages);
+                for run in run.chunks(most) {
+                    if run.iter().any(|read| !read.is_ahead) == is_of_fault {
+                        self.submit_run(run, if is_of_fault { completion.take() } else { None });
+                    }
                 }
             }
         }
@@ -174,7 +208,7 @@ impl<H: Host> Engine<H> {
         (slot, generation): Named,
         frame: Frame,
     ) -> bool {
-        let found = space.slots.get(slot.get()).filter(|_| self.may_read_ahead(slot));
+        let found = space.slots.get(slot.get());
         let has_begun =
             found.is_some_and(|found| steps.begin_read(slot, found, generation, frame, true).is_ok());
         if has_begun {

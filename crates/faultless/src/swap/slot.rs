@@ -364,6 +364,7 @@ impl SwapSlot {
 
     /// Takes the folio out. The caller owns that: it has cleared the folio's mark, or has the folio alone. If the folio is evicted,
     /// `evicted_at` is the time, a count of evictions.
+    #[inline]
     pub fn leave_cache(&self, evicted_at: Option<u64>) -> Left {
         // Before the mark goes, which lets the next folio in.
         let left = evicted_at.map_or(0, |evictions| IS_TIME | evictions & !IS_LINK);

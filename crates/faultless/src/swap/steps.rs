@@ -269,25 +269,29 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     }
 
     /// Begins the write of the pinned folio of `frame` to its slot, if nothing else has the folio. Returns the slot's number, its
-    /// generation and the slot, which is counted for the write.
-    pub fn begin_write(self, frame: Frame) -> Option<(u64, u16, &'a SwapSlot)> {
+    /// generation and the slot, which is counted for the write. The folio's isolation has ended then.
+    ///
+    /// # Errors
+    /// Whether the isolation has ended: the write had begun, and ended at once since the slot is not wanted any more. Another thread may
+    /// have isolated the folio meanwhile.
+    pub fn begin_write(self, frame: Frame) -> Result<(u64, u16, &'a SwapSlot), bool> {
         let folio = self.around.folio(frame);
         if !folio.is_in_slot() {
-            return None;
+            return Err(false);
         }
         let number = folio.index();
-        let slot = self.slots.get(number)?;
+        let slot = self.slots.get(number).ok_or(false)?;
         // The generation before the folio's step: while the folio has its mark, the slot is the one that it names.
         let generation = slot.state().generation();
         if slot.attached() != Some(frame) || !folio.begin_swap_write() {
-            return None;
+            return Err(false);
         }
         // A fault may take the folio out at any time from now on. Then the slot may be another page's.
         if slot.begin_write(generation) {
-            return Some((number, generation, slot));
+            return Ok((number, generation, slot));
         }
         folio.end_writeback(false);
-        None
+        Err(!mutant!("others_isolation_ended"))
     }
 
     /// Ends the write. The folio stays pinned.

@@ -88,13 +88,19 @@ impl<H: Host> Engine<H> {
         if steps.try_evict(frame) == Evicted::Freed {
             return Out::Freed;
         }
-        let Some((number, generation, slot)) = steps.begin_write(frame) else {
-            // It may have begun, and ended at once since the slot is not wanted any more. An access to the file may wait for the end.
-            self.wake_all(core::ptr::from_ref(self.folio(frame)).addr());
-            return self.keep(frame);
+        let (number, generation, slot) = match steps.begin_write(frame) {
+            Ok(begun) => begun,
+            Err(has_ended_isolation) => {
+                if has_ended_isolation {
+                    // An access to the file may wait for the end of the write.
+                    self.wake_all(core::ptr::from_ref(self.folio(frame)).addr());
+                } else {
+                    self.folio(frame).end_isolation();
+                }
+                self.unpin(frame, Reference::Pin);
+                return Out::Busy;
+            }
         };
-        // The write keeps other reclaimers away.
-        self.folio(frame).end_isolation();
         let bytes = self.bytes_at_rest(frame);
         if let Some(word) = repeated_word(bytes) {
             if let Some(location) = slot.location() {
@@ -104,18 +110,14 @@ impl<H: Host> Engine<H> {
             self.counters().add(Counter::SwapOuts, 1);
             return self.end_out(frame, true);
         }
-        slot.set_checksum(space.checksum(bytes, number, generation));
         if slot.location().is_none() {
             slot.set_location(space.devices.reserve(0));
         }
-        if slot.location().is_none() { self.end_out(frame, false) } else { Out::Started }
-    }
-
-    /// Lets go of a folio that is not written.
-    fn keep(&self, frame: Frame) -> Out {
-        self.folio(frame).end_isolation();
-        self.unpin(frame, Reference::Pin);
-        Out::Busy
+        if slot.location().is_none() {
+            return self.end_out(frame, false);
+        }
+        slot.set_checksum(space.checksum(bytes, number, generation));
+        Out::Started
     }
 
     /// Returns the slot of a folio whose write is under way. The folio may have been taken out, but keeps the slot's number: no thread

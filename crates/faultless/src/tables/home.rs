@@ -87,6 +87,11 @@ impl Home {
         self.0 & KIND
     }
 
+    /// Returns the address of the record of the entry that the home names, and the entry's index; `None` if it names none.
+    pub const fn entry(self) -> Option<(usize, u64)> {
+        if self.kind() == ENTRY { Some((self.address(), self.index())) } else { None }
+    }
+
     /// Returns the address of the counts of a file; `None` if the home names none.
     pub fn file(self) -> Option<NonNull<()>> {
         let address = (self.0 & !(FILE | NO_STORE)) as usize;

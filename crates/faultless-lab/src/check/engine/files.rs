@@ -170,7 +170,6 @@ impl Held {
         }
         // The change comes from outside the engine, as by another program.
         self.bytes.lock().resize(length as usize, 0);
-        self.file.set_length(length);
-        Ok(())
+        self.file.set_length(length)
     }
 }

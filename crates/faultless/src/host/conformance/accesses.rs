@@ -255,7 +255,7 @@ fn cut_off<R: Rig>(rig: &R) -> Finding {
         starts.push(start);
     }
     // Its page, and copies.
-    file.set_length(PAGE_SIZE);
+    file.set_length(PAGE_SIZE).unwrap();
     for (number, (program, start)) in programs.iter().zip(starts).enumerate() {
         program.must_refuse(word(start, 1, 0), "after its page was cut off the file")?;
         program.must_refuse(word(start, 2, 0), "after its page was cut off the file")?;

@@ -39,8 +39,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Forgets the uses of the space's own anonymous pages in `part`, and puts their frames into `frames` until there is no more
-    /// room. Returns the number of frames, and the first page that was not visited.
+    /// Forgets the uses of pages in `part` that only this space maps, and puts their frames into `frames` until there is no more room:
+    /// anonymous pages, and pages of files without a store. Returns the number of frames, and the first page that was not visited.
     fn make_cold(&self, part: PageRange, frames: &mut [Frame]) -> (usize, PageNumber) {
         let section = self.engine.enter();
         let leaf = self.table.leaf(&section, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
@@ -51,10 +51,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return (count, page);
             }
             // A frame that is free by now, or another page's, is recognized by reclaim.
-            let own = self.table.load(leaf, page).mapped_frame().filter(|frame| self.is_own(*frame));
+            let mapped = self.table.load(leaf, page).mapped_frame();
+            let own = mapped
+                .filter(|frame| self.is_own(*frame) || self.engine.folio(*frame).is_mapped_once_in_memory());
             if let Some(frame) = own {
                 self.table.age(leaf, page);
                 self.engine.folio(frame).forget_uses();
+                let _ = self.engine.folio(frame).take_referenced();
                 frames[count] = frame;
                 count += 1;
             }

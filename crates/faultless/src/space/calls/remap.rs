@@ -164,7 +164,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(())
     }
 
-    /// Moves one mapping that becomes longer or shorter at the new place.
+    /// Moves one mapping that becomes longer or shorter at the new place. Not inlined, as [`RangeChange::take_to_move`].
+    #[inline(never)]
     fn move_resized(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         let source = PageRange::with_pages(plan.start, plan.old_pages.min(plan.new_pages))?;
         self.vacate(target)?;
@@ -187,7 +188,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(self.unmap_taken(lock, tail)?)
     }
 
-    /// Maps the object of a shared mapping at a second place too (old length zero).
+    /// Maps the object of a shared mapping at a second place too (old length zero). Not inlined, as [`RangeChange::take_to_move`].
+    #[inline(never)]
     fn map_again(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         self.vacate(target)?;
         self.map_vacated(plan, target).inspect_err(|_| self.give_up_move(None, target))

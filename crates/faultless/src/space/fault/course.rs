@@ -216,9 +216,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let (space, attempt) = (&*self.0, course.attempt);
-        if absent.why == NotReady::Absent && !core::mem::replace(&mut course.is_counted, true) {
-            space.engine.counters().add(Counter::MajorFaults, 1);
-            space.engine.sections().groups().note(space.group(), Event::MajorFault, 1);
+        // A page of a file without a store is often in the swap cache, or on its way to a slot: nothing is read then.
+        if absent.why == NotReady::Absent && !absent.file.is_in_memory() {
+            self.count_major(course);
         }
         let after = absent.after::<D>(attempt);
         // State that was kept while memory was short is not kept through this wait.
@@ -227,13 +227,24 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let read = match read {
             Err(Miss::Queue(_)) if attempt.turns >= MOST_TURNS => Err(Miss::OutOfMemory(Some(GroupId::ROOT))),
             // As for an anonymous page: the pages of the group, or of the machine, give a frame.
-            Err(Miss::OutOfMemory(_)) if absent.file.is_in_memory() => {
+            Err(Miss::NoFrame) => {
                 drop((kept, absent));
                 return self.make_room((address, access), course, pending);
             }
             read => read,
         };
+        if absent.file.is_in_memory() && read.as_ref().is_ok_and(|(pin, _)| pin.is_reading()) {
+            self.count_major(course);
+        }
         self.go_on_after_read((address, access), read, absent, kept, course, pending)
+    }
+
+    /// Counts a fault that needs I/O, once.
+    fn count_major(&self, course: &mut Course<H, D>) {
+        if !core::mem::replace(&mut course.is_counted, true) {
+            self.0.engine.counters().add(Counter::MajorFaults, 1);
+            self.0.engine.sections().groups().note(self.0.group(), Event::MajorFault, 1);
+        }
     }
 
     /// Goes on with a fault that has begun to read a page, or could not. Not inlined, so that its frame is off the stack while room for
@@ -296,7 +307,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     Miss::Queue(seen) => Awaited::Memory { seen },
                     Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
                     Miss::PastEnd | Miss::OutOfMemory(_) | Miss::Lost(_) => unreachable!("matched above"),
-                    Miss::InSlot => unreachable!("a read brings the page back"),
+                    Miss::NoFrame | Miss::InSlot => unreachable!("room is made; a read brings the page back"),
                 }
             }
         };

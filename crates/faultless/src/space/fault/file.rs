@@ -129,7 +129,7 @@ pub(super) fn find<H: Host, D: LockingDesign>(
             Ok(frame) => Found::Ready(frame),
             Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
             Err(Miss::Full(_) | Miss::InSlot | Miss::Lost(_)) => Found::NotReady(NotReady::Absent),
-            Err(Miss::OutOfMemory(_) | Miss::Queue(_) | Miss::Forbidden) => Found::NoMemory,
+            Err(Miss::NoFrame | Miss::OutOfMemory(_) | Miss::Queue(_) | Miss::Forbidden) => Found::NoMemory,
         };
     }
     match file.find(page, reference) {
