@@ -3,12 +3,14 @@
 
 pub(crate) use isolated::Isolation;
 pub(crate) use outcome::{Refused, Remaining, Share};
+pub(crate) use place::NUMBER;
 pub(crate) use swap_cache::Alone;
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::store::StoreError;
 use crate::sync::Life;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(loom)]
 use crate::sync::plain;
 use crate::tables::Home;
 
@@ -38,21 +40,19 @@ use crate::tables::Home;
 /// Bits 0 to 50 are references. When all are gone the frame is free. If a word has no references, only the thread
 /// that has the frame alone changes it.
 ///
-/// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no common line:
+/// A folio has 32 bytes: 0.8 % of a page, half of Linux's struct page. Two share a cache line. A host that gives frames to threads in
+/// batches of neighbours keeps faults of two threads off one line.
 ///
-/// | bytes | | state |
-/// |--:|---|---|
-/// | 8 | the word | used |
-/// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
-/// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
-/// | 4 | why a read failed | used |
-/// | 4 | the group of the memory limit that pays for it | used |
-/// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
-/// | 24 | | unused |
+/// | bytes | |
+/// |--:|---|
+/// | 8 | the word |
+/// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) |
+/// | 8 | the page of the file, or with CACHED in an anonymous folio the swap slot; the group of the memory limit that pays; why a read failed |
+/// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page |
 ///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
-#[cfg_attr(not(loom), repr(align(64)))]
+#[cfg_attr(not(loom), repr(align(32)))]
 pub struct Folio {
     /// The counts and the state. Atomic. Each method states who may write.
     word: AtomicU64,
@@ -60,15 +60,11 @@ pub struct Folio {
     /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). That of an anonymous
     /// folio is followed in sections, that of a file's folio under a lock (rule H7).
     home: AtomicU64,
-    /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot. Atomic. The thread that has the
-    /// frame alone writes it, or the thread that attaches the folio to a slot.
-    index: AtomicU64,
-    /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
-    /// (Acquire).
-    error: plain::AtomicU32,
-    /// The number of the group that pays for the page, 0 for the root, and a mark if the group counts it as a file's. Atomic. The thread
-    /// that has the frame alone writes it.
-    group: plain::AtomicU32,
+    /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot; with the group that pays for the page, and
+    /// the code of the error with which a read failed (`frame/place.rs`). Atomic. One thread changes it at a time: the one that has the frame
+    /// alone, that ends its read, or that attaches the folio to a slot. The error is written before FAILED is set (Release), and read
+    /// after (Acquire).
+    place: AtomicU64,
     /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
     /// states who may write.
     link: AtomicU64,
@@ -79,7 +75,7 @@ pub struct Folio {
 }
 
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Folio>() == 64);
+const _: () = assert!(size_of::<Folio>() == 32);
 
 const MAPPING: u64 = 1;
 const PIN: u64 = 1 << 24;
@@ -173,9 +169,7 @@ impl Folio {
         Self {
             word: AtomicU64::new(0),
             home: AtomicU64::new(0),
-            index: AtomicU64::new(0),
-            error: plain::AtomicU32::new(0),
-            group: plain::AtomicU32::new(0),
+            place: AtomicU64::new(0),
             link: AtomicU64::new(0),
             life: Life::new(),
         }
@@ -209,7 +203,7 @@ impl Folio {
     /// one. A thread that has seen the word of an earlier life, and reads this home, sees the file that it names.
     fn begin_cached(&self, home: Home, index: u64, word: u64) {
         self.home.store(home.bits(), Ordering::Release);
-        self.index.store(index, Ordering::Relaxed);
+        self.set_index(index, Ordering::Relaxed);
         self.word.store(CACHED | REFERENCED | word, Ordering::Release);
     }
 
@@ -239,11 +233,6 @@ impl Folio {
     #[must_use]
     pub(crate) fn cancel_reading(&self, pins: u64) -> bool {
         self.drop_references(CACHED + pins * PIN)
-    }
-
-    /// Returns the page's number in its file, or the number of an anonymous folio's slot.
-    pub(crate) fn index(&self) -> u64 {
-        self.index.load(Ordering::Relaxed)
     }
 
     /// Adds a reference, unless the frame is free or the count is full. Acquire: the caller sees the effects of the last
@@ -491,7 +480,7 @@ impl Folio {
 
     /// Ends the read with an error, which stays until the last pin is dropped.
     pub(crate) fn fail_read(&self, error: StoreError) {
-        self.error.store(error.code(), Ordering::Relaxed);
+        self.set_error_code(error.code());
         self.word.fetch_add(FAILED.wrapping_sub(READING), Ordering::Release);
     }
 
@@ -499,7 +488,7 @@ impl Folio {
     /// error.
     pub fn read_error(&self, offset: u64) -> Option<StoreError> {
         (self.word.load(Ordering::Acquire) & FAILED != 0)
-            .then(|| StoreError::from_code(self.error.load(Ordering::Relaxed), offset))
+            .then(|| StoreError::from_code(self.error_code(), offset))
     }
 
     /// Returns the number of entries that map the page.
@@ -530,6 +519,7 @@ mod group;
 mod home;
 mod isolated;
 mod outcome;
+mod place;
 mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -21,7 +21,7 @@ impl Folio {
             match self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => {
                     self.home.store(Home::NONE.bits(), Ordering::Release);
-                    self.index.store(slot, Ordering::Relaxed);
+                    self.set_index(slot, Ordering::Relaxed);
                     publish();
                     self.word.store(ANONYMOUS | CACHED | UPTODATE | ISOLATED | PIN, Ordering::Release);
                     return true;
@@ -56,7 +56,7 @@ impl Folio {
             }
         }
         // Until now it was the slot's number. A reclaimer that reads it too early finds the folio pinned.
-        self.index.store(index, Ordering::Release);
+        self.set_index(index, Ordering::Release);
         true
     }
 }

@@ -40,7 +40,7 @@ impl Folio {
         if !may(word) {
             return false;
         }
-        self.index.store(slot, Ordering::Relaxed);
+        self.set_index(slot, Ordering::Relaxed);
         while may(word) {
             match self.word.compare_exchange(word, word | CACHED, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -106,7 +106,7 @@ impl Folio {
     /// caller. No entry maps it, so it has no home. It has no use yet: the access sets the entry's accessed bit. The caller has the frame alone, and publishes it in the slot (Release).
     pub(crate) fn begin_swapped_in(&self, slot: u64, pins: u64) {
         self.home.store(Home::NONE.bits(), Ordering::Release);
-        self.index.store(slot, Ordering::Relaxed);
+        self.set_index(slot, Ordering::Relaxed);
         self.word.store(ANONYMOUS | CACHED | READING | (pins * PIN), Ordering::Release);
     }
 

@@ -22,6 +22,7 @@ const UPPER_LEVELS: u32 = 1;
 
 /// The number of pages that an index can hold: 2^36, or 256 TiB.
 pub(super) const PAGES: u64 = 1 << (BITS * (UPPER_LEVELS + 1));
+const _: () = assert!(PAGES - 1 <= crate::frame::NUMBER);
 
 struct Upper([AtomicPtr<()>; FANOUT]);
 

@@ -71,10 +71,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Returns the error without its offset, as a folio keeps it.
-    pub(crate) fn code(self) -> u32 {
+    /// Returns the error without its offset, as a folio keeps it. An errno above 250, which no system has, becomes EIO.
+    pub(crate) fn code(self) -> u8 {
         match self {
-            Self::Io { errno, .. } => 5 + (errno as u32 & 0xffff),
+            Self::Io { errno, .. } => {
+                5 + u8::try_from(errno).ok().filter(|errno| *errno <= 250).unwrap_or(errno::EIO as u8)
+            }
             Self::PastEnd { .. } => 0,
             Self::NoSpace { .. } => 1,
             Self::Closed { .. } => 2,
@@ -111,14 +113,14 @@ impl StoreError {
     }
 
     /// Returns the error of a code, at byte `offset`: the inverse of [`StoreError::code`].
-    pub(crate) fn from_code(code: u32, offset: u64) -> Self {
+    pub(crate) fn from_code(code: u8, offset: u64) -> Self {
         match code {
             0 => Self::PastEnd { offset },
             1 => Self::NoSpace { offset },
             2 => Self::Closed { offset },
             3 => Self::Unsupported { offset },
             4 => Self::WrongBytes { offset },
-            errno => Self::Io { offset, errno: (errno - 5) as i32 },
+            errno => Self::Io { offset, errno: i32::from(errno - 5) },
         }
     }
 }

@@ -440,7 +440,7 @@ impl SwapSlot {
 
     /// Notes that the bytes cannot be had. The caller has the reference of the only read. Release.
     pub fn poison(&self, error: StoreError) {
-        self.checksum.store(error.code(), Ordering::Relaxed);
+        self.checksum.store(error.code().into(), Ordering::Relaxed);
         self.state.fetch_or(POISONED, Ordering::Release);
     }
 
@@ -449,7 +449,7 @@ impl SwapSlot {
         let offset = || self.location().map_or(0, |location| location.place * crate::address::PAGE_SIZE);
         self.state()
             .is_poisoned()
-            .then(|| StoreError::from_code(self.checksum.load(Ordering::Relaxed), offset()))
+            .then(|| StoreError::from_code(self.checksum.load(Ordering::Relaxed) as u8, offset()))
     }
 
     /// Changes the state as `new` says. Returns the new state, or the old one if `new` refuses. AcqRel.
