@@ -151,7 +151,7 @@ fn memory_files_are_cut_off_like_any<S: Stand, D: LockingDesign>() -> Ran<S> {
     let mut bytes = [0; 8];
     assert_eq!((handle.read_at(PAGE_SIZE, &mut bytes), bytes), (Ok(8), 2_u64.to_ne_bytes()));
     handle.set_length(PAGE_SIZE + 8).unwrap();
-    assert_eq!(machine.frames(), 2);
+    assert!(stand::pressure::is_on() || machine.frames() == 2, "{} frames", machine.frames());
     assert!(matches!(fault_of(other.load_u64(at(22))), FaultError::PastEnd { .. }));
     one.store_u64(byte(11, 200), 5).unwrap();
     file.set_length(4 * PAGE_SIZE).unwrap();
@@ -206,7 +206,7 @@ fn removing_punches_holes_in_what_is_shared<S: Stand, D: LockingDesign>() -> Ran
     let before = machine.frames();
     remove(&space, 91, 2).unwrap();
     machine.engine.flush();
-    assert_eq!(machine.frames(), before - 2);
+    assert!(stand::pressure::is_on() || machine.frames() == before - 2, "{} frames", machine.frames());
     assert_eq!([seen(90), seen(91), seen(92), seen(93)], [90, 0, 0, 93]);
     space.audit().unwrap();
     drop((space, real));

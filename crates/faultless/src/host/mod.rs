@@ -502,7 +502,7 @@ pub struct FrameUsage {
 
 /// The clock.
 pub trait Clock: Send + Sync {
-    /// Returns the nanoseconds since some fixed moment. The value does not go back.
+    /// Returns the nanoseconds since some fixed moment. The value does not go back, and does not stand still for long: pauses end by it.
     fn now_ns(&self) -> u64;
 }
 

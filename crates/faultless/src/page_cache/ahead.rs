@@ -144,7 +144,8 @@ impl<H: Host> File<H> {
         Some(try_box(move |result| this.end_reads(first, &frames, result)).ok()?)
     }
 
-    /// Returns whether `page` is in memory and read, or is in a slot and its bytes are in memory too. The answer may be out of date when it is returned.
+    /// Returns whether `page` is in memory and read, or is in a slot and its bytes are in memory too. The answer may be out of date
+    /// when it is returned.
     pub(crate) fn is_cached(&self, page: u64) -> bool {
         let Some(word) = self.index.get(page) else { return false };
         let seen = word.load(Ordering::Acquire);

@@ -8,8 +8,8 @@
 //! exact when no thread is at work. A page may be tagged and clean, until writeback comes to it.
 //!
 //! A thread that makes a page dirty counts it in its own slot. From time to time it adds this count to the one that all threads share,
-//! and looks at the limits. If it has to call the worker, or to sleep, it does so at its next fault, or after its write, when it holds nothing: see
-//! `Engine::pay_debts` and `Engine::pay_after_write`.
+//! and looks at the limits. If it has to call the worker, or to sleep, it does so at its next fault, or after its write, when it holds
+//! nothing: see `Engine::pay_debts` and `Engine::pay_after_write`.
 //!
 //! The counts and limits are those of the whole engine. The pages of a group of spaces are counted when someone asks.
 
@@ -271,9 +271,10 @@ impl<H: Host> File<H> {
     /// number of pages whose write was started. Waits for no I/O.
     fn write_on(&self, most: u64) -> u64 {
         let from = self.written_to.load(Ordering::Relaxed);
-        let Wrote { mut started, mut next, .. } = self.write_some(from..index::PAGES, most);
+        let pauses = self.pauses();
+        let Wrote { mut started, mut next, .. } = self.write_some(from..index::PAGES, most, pauses);
         if started < most && from != 0 {
-            let around = self.write_some(0..from, most - started);
+            let around = self.write_some(0..from, most - started, pauses);
             (started, next) = (started + around.started, around.next);
         }
         self.written_to.store(if next == index::PAGES { 0 } else { next }, Ordering::Relaxed);

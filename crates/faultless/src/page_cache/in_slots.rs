@@ -112,17 +112,17 @@ impl<H: Host> File<H> {
     /// page the file's. Returns `false` if it stopped early, as [`File::start_reads`] does: making room would need a wait.
     pub(super) fn start_swap_ins(&self, group: GroupId, pages: Range<u64>) -> bool {
         let end = pages.end.min(self.pages()).min(super::index::PAGES);
-        let mut at = pages.start;
-        while at < end {
+        let mut rest = Some(pages.start..end).filter(|_| self.engine.swaps());
+        while let Some(range) = rest.take() {
             let mut named = SmallVec::<[_; MOST_AHEAD as usize]>::new();
-            while at < end && named.len() < named.inline_size() {
-                let seen = self.index.get(at).map_or(0, |word| word.load(Ordering::Acquire));
-                named.extend(slot_of(seen));
-                at += 1;
-            }
+            let last = self.index.each_until(range, &mut |_, word| {
+                named.extend(slot_of(word.load(Ordering::Acquire)));
+                named.len() == named.inline_size()
+            });
             if !self.engine.swap_in_ahead(group, &named) {
                 return false;
             }
+            rest = last.map(|last| last + 1..end);
         }
         end == pages.end
     }

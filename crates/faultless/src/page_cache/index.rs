@@ -229,7 +229,19 @@ impl Index {
 
     /// Calls `f` for every word of `pages` whose node exists.
     pub(super) fn each(&self, pages: Range<u64>, f: &mut impl FnMut(u64, &AtomicU64)) {
-        Self::each_below(&self.root, UPPER_LEVELS, 0, &pages, f);
+        self.each_until(pages, &mut |page, word| {
+            f(page, word);
+            false
+        });
+    }
+
+    /// Calls `f` for every word of `pages` whose node exists, until it returns true. Returns the page for which it did.
+    pub(super) fn each_until(
+        &self,
+        pages: Range<u64>,
+        f: &mut impl FnMut(u64, &AtomicU64) -> bool,
+    ) -> Option<u64> {
+        Self::each_below(&self.root, UPPER_LEVELS, 0, &pages, f)
     }
 
     fn each_below(
@@ -237,8 +249,8 @@ impl Index {
         level: u32,
         base: u64,
         pages: &Range<u64>,
-        f: &mut impl FnMut(u64, &AtomicU64),
-    ) {
+        f: &mut impl FnMut(u64, &AtomicU64) -> bool,
+    ) -> Option<u64> {
         for (i, place) in upper.0.iter().enumerate() {
             let base = base + ((i as u64) << (BITS * level));
             let child = place.load(Ordering::Acquire);
@@ -248,19 +260,20 @@ impl Index {
             if base >= pages.end {
                 break;
             }
-            if level > 1 {
+            let found = if level > 1 {
                 // SAFETY: higher levels point to upper nodes, which live as long as the index.
-                Self::each_below(unsafe { &*child.cast::<Upper>() }, level - 1, base, pages, f);
-                continue;
-            }
-            // SAFETY: level 1 points to leaves, which live as long as the index.
-            let leaf = unsafe { &*child.cast::<Leaf>() };
-            for (i, word) in leaf.words.iter().enumerate() {
-                if pages.contains(&(base + i as u64)) {
-                    f(base + i as u64, word);
-                }
+                Self::each_below(unsafe { &*child.cast::<Upper>() }, level - 1, base, pages, f)
+            } else {
+                // SAFETY: level 1 points to leaves, which live as long as the index.
+                let leaf = unsafe { &*child.cast::<Leaf>() };
+                let mut words = (base..).zip(&leaf.words).filter(|(page, _)| pages.contains(page));
+                words.find_map(|(page, word)| f(page, word).then_some(page))
+            };
+            if found.is_some() {
+                return found;
             }
         }
+        None
     }
 
     /// Frees the nodes below `upper`, and returns their size in bytes.

@@ -145,7 +145,9 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Counts the flushes that failed. Partners: see [`File::make_written_dirty`].
     failed_flushes: AtomicU64,
-    /// The time after the last write of a page failed, in nanoseconds of the host's clock; 0: none has. Atomic.
+    /// The number of writes that have failed since one succeeded, and the time of the last failure in nanoseconds of the host's clock.
+    /// Atomic.
+    failed_in_row: plain::AtomicU64,
     failed_at: plain::AtomicU64,
     /// The writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
@@ -229,6 +231,7 @@ impl<H: Host> File<H> {
                     cuts: AtomicU64::new(0),
                     errors: Mutex::default(),
                     failed_flushes: AtomicU64::new(0),
+                    failed_in_row: plain::AtomicU64::new(0),
                     failed_at: plain::AtomicU64::new(0),
                     writers: Writers::default(),
                     listed_at: plain::AtomicU64::new(0),

@@ -53,19 +53,29 @@ const BATCH: usize = MAX_PAGES;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
-/// The time after a failed write, in nanoseconds, in which memory pressure and limits do not have the page written again. A device that
-/// fails at once would get hundreds of thousands of writes a second otherwise.
+/// The time after a failed write, in nanoseconds, in which memory pressure and limits do not have such pages written again, if
+/// [`MANY_FAILED`] writes have failed in a row. A device that fails at once would get hundreds of thousands of writes a second otherwise.
 const PAUSE: u64 = 10_000_000;
 
-/// The pages that writeback does not wait for.
+/// The number of failed writes in a row from which on the file pauses. A device that fails now and then is tried again at once, so that
+/// nobody runs out of memory for that.
+const MANY_FAILED: u64 = 64;
+
+/// The pages that writeback leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Skip {
-    /// It waits for each.
+    /// None. It waits for those that cannot be written yet.
     Nothing,
     /// Those that cannot be written yet.
     Busy,
-    /// Also those whose last write has failed a moment ago ([`PAUSE`]).
+    /// Also those that are written alone, since a write of them, or of a page before them, has failed.
     BusyAndFailed,
+}
+
+impl Skip {
+    const fn of(pauses: bool) -> Self {
+        if pauses { Self::BusyAndFailed } else { Self::Busy }
+    }
 }
 
 /// The result of starting writes.
@@ -75,8 +85,6 @@ pub(super) struct Wrote {
     pub started: u64,
     /// The page behind the last one that was looked at.
     pub next: u64,
-    /// Whether pages were skipped whose last write has failed a moment ago.
-    pub pauses: bool,
 }
 
 /// A file's failed writes and flushes. An error is kept, and reported once to each account.
@@ -203,10 +211,10 @@ impl<H: Host> File<H> {
         self.write_up_to(pages, Skip::Busy, u64::MAX);
     }
 
-    /// Starts to write back the dirty pages of `pages` as [`File::start_writeback`] does, to make room. Leaves out pages whose last write
-    /// has failed a moment ago. Returns whether there are such pages.
-    pub(crate) fn start_writeback_for_room(&self, pages: Range<u64>) -> bool {
-        self.write_up_to(pages, Skip::BusyAndFailed, u64::MAX).pauses
+    /// Starts to write back the dirty pages of `pages` as [`File::start_writeback`] does, to make room. If the file `pauses`
+    /// ([`File::pauses`]), leaves out pages that are written alone since a write has failed.
+    pub(crate) fn start_writeback_for_room(&self, pages: Range<u64>, pauses: bool) {
+        self.write_up_to(pages, Skip::of(pauses), u64::MAX);
     }
 
     /// Writes the dirty pages of `pages` back, and waits until that and all earlier writes of them have ended. The
@@ -265,9 +273,9 @@ impl<H: Host> File<H> {
         result
     }
 
-    /// Starts to write back up to `most` dirty pages of `pages`, for a limit, and leaves out pages whose last write has failed a moment ago.
-    pub(super) fn write_some(&self, pages: Range<u64>, most: u64) -> Wrote {
-        self.write_up_to(pages, Skip::BusyAndFailed, most)
+    /// Starts to write back up to `most` dirty pages of `pages`, for a limit, as [`File::start_writeback_for_room`] does.
+    pub(super) fn write_some(&self, pages: Range<u64>, most: u64, pauses: bool) -> Wrote {
+        self.write_up_to(pages, Skip::of(pauses), most)
     }
 
     /// Starts to write back up to `most` dirty pages of `pages`, and waits for those that cannot be written yet, or skips them.
@@ -279,7 +287,7 @@ impl<H: Host> File<H> {
         let mut unsubmitted = Unsubmitted { file: self, batch: Batch::new() };
         let (mut rest, mut wrote) = (pages, Wrote::default());
         loop {
-            let gathered = self.gather(&mut rest, skip, most, &mut wrote, &mut unsubmitted.batch);
+            let gathered = self.gather(&mut rest, skip, most, wrote, &mut unsubmitted.batch);
             wrote.started += unsubmitted.batch.len() as u64;
             // The holder of a page's lock may wait for a page of our batch.
             self.submit_batch(&mut unsubmitted.batch);
@@ -305,7 +313,7 @@ impl<H: Host> File<H> {
         rest: &mut Range<u64>,
         skip: Skip,
         most: u64,
-        wrote: &mut Wrote,
+        wrote: Wrote,
         batch: &mut Batch<H>,
     ) -> Gathered<H> {
         let (wait, most) = (skip == Skip::Nothing, most - wrote.started);
@@ -315,9 +323,7 @@ impl<H: Host> File<H> {
                 return Gathered::All;
             };
             rest.start = page;
-            if skip == Skip::BusyAndFailed && self.index.is_tagged(page, Tag::Alone) && self.has_just_failed()
-            {
-                wrote.pauses = true;
+            if skip == Skip::BusyAndFailed && self.index.is_tagged(page, Tag::Alone) {
                 rest.start = page + 1;
                 continue;
             }
@@ -341,11 +347,15 @@ impl<H: Host> File<H> {
         Gathered::All
     }
 
-    /// Returns whether the last failure of a write is not older than [`PAUSE`].
-    fn has_just_failed(&self) -> bool {
-        let (failed_at, now) =
-            (self.failed_at.load(plain::Ordering::Relaxed), || self.engine.host().clock().now_ns());
-        failed_at != 0 && now().saturating_sub(failed_at) < PAUSE && !mutant!("failed_writes_without_pause")
+    /// Returns whether many writes have failed in a row, the last of them not longer ago than [`PAUSE`]. A caller that starts several
+    /// writes asks once, so that each page that is dirty gets its try.
+    pub(crate) fn pauses(&self) -> bool {
+        let is_bad = self.failed_in_row.load(plain::Ordering::Relaxed) >= MANY_FAILED;
+        let since = || {
+            let failed_at = self.failed_at.load(plain::Ordering::Relaxed);
+            self.engine.host().clock().now_ns().saturating_sub(failed_at)
+        };
+        is_bad && since() < PAUSE && !mutant!("failed_writes_without_pause")
     }
 
     /// Changes a page's state from dirty to under writeback.
@@ -405,7 +415,8 @@ impl<H: Host> File<H> {
         Begun::Again
     }
 
-    /// Takes the write rights of the batch's pages, and then submits them and takes them out of the batch. Consecutive pages are one transfer.
+    /// Takes the write rights of the batch's pages, and then submits them and takes them out of the batch. Consecutive pages are one
+    /// transfer.
     fn submit_batch(&self, batch: &mut Batch<H>) {
         let (Some((first, _)), Some((last, _)), Some(store)) = (batch.first(), batch.last(), &self.store)
         else {
@@ -541,7 +552,8 @@ impl<H: Host> File<H> {
                 engine.counters().add(Counter::WritebackErrors, 1);
                 // Memory for the transfer may be there at once.
                 if error.errno() != errno::ENOMEM {
-                    self.failed_at.store(engine.host().clock().now_ns().max(1), plain::Ordering::Relaxed);
+                    self.failed_in_row.fetch_add(1, plain::Ordering::Relaxed);
+                    self.failed_at.store(engine.host().clock().now_ns(), plain::Ordering::Relaxed);
                 }
                 errors.record(error);
             }
@@ -561,6 +573,9 @@ impl<H: Host> File<H> {
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         pins.iter().for_each(|pin| engine.wake_all(pin.key()));
         if failed.is_none() {
+            if self.failed_in_row.load(plain::Ordering::Relaxed) != 0 {
+                self.failed_in_row.store(0, plain::Ordering::Relaxed);
+            }
             engine.go_on_writing();
         }
     }

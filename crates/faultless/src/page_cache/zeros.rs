@@ -14,7 +14,8 @@ impl<H: Host> File<H> {
     /// returns, for which its group pays. Does not sleep.
     ///
     /// # Errors
-    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`], [`Miss::NoFrame`]; or [`Miss::InSlot`]: the page is in a slot, or on its way there or back.
+    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`], [`Miss::NoFrame`]; or [`Miss::InSlot`]: the page is in a slot, or on its
+    /// way there or back.
     pub(crate) fn make_page(
         &self,
         page: u64,

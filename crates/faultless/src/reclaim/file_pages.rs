@@ -20,11 +20,11 @@ use crate::sync::Shared;
 use smallvec::SmallVec;
 
 /// The greatest number of entries that one search for the entries of a page tries.
-const MAPPINGS: usize = 1000;
+const ENTRIES: usize = 1000;
 
-/// The greatest number of mappings in which one search looks. Most of them may have no entry with the page: those of an earlier search
-/// that ended early, too.
-const LOOKS: usize = 64 * MAPPINGS;
+/// The greatest number of mappings in which the searches of one call look after their first [`ENTRIES`]. Most of these may have no entry
+/// with the page, such as those of an earlier search that ended early.
+const LOOKS: usize = 64 * ENTRIES;
 
 /// The number of noted dirty pages at which reclaim has them written, if it has freed no page. Together they are few transfers.
 const MANY_DIRTY: usize = 16;
@@ -35,6 +35,7 @@ pub(crate) struct Taking<'a, 'b, H: Host> {
     folio: &'a Folio,
     stale: &'a mut StaleBatch<'b, H>,
     looks: usize,
+    most_looks: usize,
     tried: usize,
     taken: usize,
     refusal: Refusal,
@@ -46,7 +47,7 @@ impl<'b, H: Host> Taking<'_, 'b, H> {
         // A page that is used, locked or pinned somewhere stays everywhere. So does a page that a store has made dirty.
         let stays =
             matches!(self.refusal, Refusal::Young | Refusal::Locked | Refusal::Pinned | Refusal::Dirty);
-        let is_long = self.looks >= LOOKS || self.tried >= MAPPINGS;
+        let is_long = self.looks >= self.most_looks || self.tried >= ENTRIES;
         !stays && !is_long && self.folio.mappings() != 0
     }
 
@@ -70,15 +71,15 @@ pub(super) struct Files<H: Host> {
     /// The file of the last page: neighbours in the queues are often of one file.
     last: Option<Shared<File<H>>>,
     /// Pages that have to be written, as far as there is memory to note them: [`MANY_DIRTY`] at most.
-    dirty: SmallVec<[(Shared<File<H>>, u64); 4]>,
+    dirty: SmallVec<[(Shared<File<H>>, u64); 1]>,
     /// Whether a noted page was met again: all pages have been looked at.
     has_met_again: bool,
     /// Whether dirty pages were handed over to the worker.
     has_handed_over: bool,
     /// Whether writeback of dirty pages was started.
     has_started: bool,
-    /// Whether a page was left out since its last write has failed a moment ago.
-    pauses: bool,
+    /// The number of looks that are left of [`LOOKS`].
+    looks_left: usize,
     /// Whether a swap device had a place when a page of a file without a store asked last.
     has_place: Option<bool>,
 }
@@ -91,7 +92,7 @@ impl<H: Host> Files<H> {
             has_met_again: false,
             has_handed_over: false,
             has_started: false,
-            pauses: false,
+            looks_left: LOOKS,
             has_place: None,
         }
     }
@@ -135,11 +136,6 @@ impl<H: Host> Files<H> {
         self.has_started
     }
 
-    /// Returns whether pages were left out that may be written a moment later.
-    pub fn pauses(&self) -> bool {
-        self.pauses
-    }
-
     /// Hands the dirty pages to the background worker, or starts their writeback, in the order of their files. The caller is in no
     /// section, and has no open batch.
     #[inline(never)]
@@ -152,6 +148,7 @@ impl<H: Host> Files<H> {
         let takes_over = engine.ask_worker();
         self.dirty.sort_unstable_by_key(|(file, page)| (file.id(), *page));
         let mut rest = &self.dirty[..];
+        let mut pauses = None;
         while let [(file, first), ..] = rest {
             let follows = |(place, (other, page)): &(u64, &(Shared<File<H>>, u64))| {
                 other.id() == file.id() && *page == first + place
@@ -160,7 +157,13 @@ impl<H: Host> Files<H> {
             if takes_over && file.hand_over(*first) {
                 self.has_handed_over = true;
             } else {
-                self.pauses |= file.start_writeback_for_room(*first..first + count as u64);
+                // Asked once for a file, so that each of its pages gets its try.
+                let is_paused = match pauses {
+                    Some((id, is_paused)) if id == file.id() => is_paused,
+                    _ => file.pauses(),
+                };
+                pauses = Some((file.id(), is_paused));
+                file.start_writeback_for_room(*first..first + count as u64, is_paused);
                 self.has_started = true;
             }
             rest = &rest[count..];
@@ -214,13 +217,15 @@ impl<H: Host> Engine<H> {
         }
         // A page that a lookup has found is in use. The same use has set an accessed bit, which counts no second time.
         let reach = if is_used { Reach::Nothing } else { Reach::of(victims.takes_young) };
+        let most_looks = ENTRIES + files.looks_left;
         let Some(file) = files.of(self, frame) else { return stay(Refusal::Busy) };
         let kind = if is_in_memory { VictimKind::FileInMemory } else { VictimKind::File };
         let victim = Victim::new(frame, kind, reach, 0);
-        let mut taking =
-            Taking { victim, folio, stale, looks: 0, tried: 0, taken: 0, refusal: Refusal::Gone };
+        let refusal = Refusal::Gone;
+        let mut taking = Taking { victim, folio, stale, looks: 0, most_looks, tried: 0, taken: 0, refusal };
         file.unmap_everywhere(page, &mut taking);
-        let (taken, refusal) = (taking.taken, taking.refusal);
+        let (looks, taken, refusal) = (taking.looks, taking.taken, taking.refusal);
+        files.looks_left = files.looks_left.saturating_sub(looks.saturating_sub(ENTRIES));
         if folio.mappings() == 0 {
             return unmapped();
         }

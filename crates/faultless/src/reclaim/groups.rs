@@ -1,8 +1,9 @@
 //! The queues of all groups of an engine: gathers the arrivals of all threads, and chooses the group that gives frames up.
 //!
-//! Each group has queues for its anonymous pages, with those of files without a store, and others for its pages of files. A *class* is the pages of one group and one kind. A
-//! frame that is freed stays in its queue, and may be of another class in its next life. The thread that takes such a stray frame off a
-//! queue puts it into the right one. If the queues of a group are empty, the queues of the others are sorted, since they may have strays.
+//! Each group has queues for its anonymous pages, with those of files without a store, and others for its pages of files. A *class* is
+//! the pages of one group and one kind. A frame that is freed stays in its queue, and may be of another class in its next life. The
+//! thread that takes such a stray frame off a queue puts it into the right one. If the queues of a group are empty, the queues of the
+//! others are sorted, since they may have strays.
 
 use super::ageing::{Ageing, BATCH, MANY_LOOKS, Offered};
 use super::policy::{Demand, ReclaimPolicy, Report};
@@ -16,11 +17,11 @@ use core::mem;
 /// The number of frames that are sorted in one call.
 const SORTED: u64 = 4 * MANY_LOOKS;
 
-/// The number of calls for one group after which a search for strays may be made though the group's queues are not empty. It doubles
-/// if a search finds none.
+/// The number of calls for one group after which a search for strays may be made though the group's queues are not empty. After a search
+/// that finds none, twice as many calls come before the next one.
 const CALLS: u32 = 64;
-/// The greatest number of calls between two such searches.
-const MOST_CALLS: u32 = CALLS << 10;
+/// The greatest number of calls between two such searches. A group that needs its strays makes more before it runs out of memory.
+const MOST_CALLS: u32 = CALLS << 3;
 
 /// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -246,7 +247,7 @@ impl<P: ReclaimPolicy> Queues<P> {
             is_gathered = true;
         }
         let is_part = wanted.of != GroupId::ROOT || wanted.kinds != Kinds::All;
-        let is_delayed = is_part && self.sort(folios);
+        let is_delayed = is_part && (self.sort(folios) || self.unsorted.is_some());
         let class = Class { group: wanted.of, kind: PageKind::File };
         Victims { class, count: 0, length: 0, takes_young: false, is_delayed }
     }
@@ -310,7 +311,7 @@ impl<P: ReclaimPolicy> Queues<P> {
     }
 
     /// Moves frames that are in the queue of another class into the right one. Looks at [`SORTED`] frames at most, and goes on behind
-    /// them at the next call. Returns whether some were moved, or, if `unsorted` counts the frames of a search, whether there are more.
+    /// them at the next call. Returns whether some were moved. If not, `unsorted` is the number of frames that are still to be looked at.
     fn sort(&mut self, folios: &impl Folios) -> bool {
         let all = self.unsorted.unwrap_or_else(|| self.length());
         let (mut left, mut strays) = (all.min(SORTED), Queue::default());
@@ -341,7 +342,7 @@ impl<P: ReclaimPolicy> Queues<P> {
         self.put_strays(folios, strays);
         let rest = all.saturating_sub(SORTED);
         self.unsorted = (rest != 0 && !has_found).then_some(rest);
-        has_found || rest != 0
+        has_found
     }
 
     fn put_strays(&mut self, folios: &impl Folios, mut strays: Queue) {

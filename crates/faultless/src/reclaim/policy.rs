@@ -80,7 +80,7 @@ pub(crate) trait ReclaimPolicy: Default {
     fn sort(
         &mut self,
         folios: &impl Folios,
-        done_and_count: (u64, u64),
+        part: (u64, u64),
         keeps: impl Fn(Frame) -> bool,
         strays: &mut Queue,
     );

@@ -14,7 +14,7 @@ pub(crate) struct Victim {
     pub frame: Frame,
     pub kind: VictimKind,
     pub reach: Reach,
-    /// The place of the entry, counted in pages from a first page that is known besides.
+    /// The place of the entry, counted in pages from the page that [`Found::take`] starts from.
     pub index: u16,
     /// `None` until the entry has been tried.
     pub outcome: Option<Result<(), Refusal>>,

@@ -157,7 +157,7 @@ impl<H: Host> Engine<H> {
         }
         let is_writing = self.is_writing(&files);
         others = others.max(self.reclaim.reclaimers.fetch_sub(1, Ordering::Relaxed) - 1);
-        sum.is_delayed |= others != 0 || is_writing || files.pauses() || self.awaits_worker();
+        sum.is_delayed |= others != 0 || is_writing || self.awaits_worker();
         sum
     }
 
@@ -181,7 +181,7 @@ impl<H: Host> Engine<H> {
         files.has_started() && self.cache.transfers.load(Ordering::Relaxed) != 0
     }
 
-    /// Tries to reclaim the anonymous pages of `frames`, which a caller in `group` has chosen. A frame may be free by now, or have
+    /// Tries to reclaim the pages of `frames` that need a slot, which a caller in `group` has chosen. A frame may be free by now, or have
     /// another page. The caller is in no section and has announced nothing.
     pub(crate) fn reclaim_pages(self: &Arc<Self>, group: GroupId, frames: &mut [Frame]) {
         if self.reclaims() && !frames.is_empty() {
@@ -213,7 +213,7 @@ impl<H: Host> Engine<H> {
         self.end_batch(victims.class, frames, sorted, files)
     }
 
-    /// Does steps 1 to 4 for the folios of `frames`, and sorts those that stay isolated to the beginning. Not inlined, so that its frame
+    /// Does steps 1 to 4 for the folios of `frames`, and moves those that stay isolated to the front. Not inlined, so that its frame
     /// is off the stack when pages are written.
     #[inline(never)]
     fn unmap_batch(

@@ -1,4 +1,4 @@
-//! The work that reclaim asks of a space: to give up one page. It only tries, and waits for nothing.
+//! The work that reclaim asks of a space: to give up pages. It only tries, and waits for nothing.
 
 use super::Space;
 use crate::address::{PageNumber, PageRange};
@@ -34,7 +34,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Takes the pages of those `victims` that have no outcome yet out of their entries, if these map them and nothing speaks against
     /// it. The entries are of one leaf table, and the index of each counts from the page `first`. Gives an outcome to the first of these
-    /// victims, and to the others whose pages are in the same mapping.
+    /// victims at least. Those whose pages turn out to be in another mapping get none, and may be tried again.
     ///
     /// All entries are announced first. So they need one fence, and one look at the mapping.
     ///
@@ -53,10 +53,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let Some(start) = untried.next() else { return };
         let page = page_of(start);
         start.outcome = Some(Err(Refusal::Busy));
-        let view = self.tree.view(section);
+        let early = self.tree.view(section);
         // Nothing is held from before the section: for this purpose a design takes nothing there.
         let attempt = Attempt::first(Purpose::Rmap);
-        let Ok(_inside) = D::inside(&self.lock, &self.engine, view, page, attempt) else { return };
+        let Ok(_inside) = D::inside(&self.lock, &self.engine, early, page, attempt) else { return };
         let Some(leaf) = self.table.leaf(section, page) else {
             start.outcome = Some(Err(Refusal::Gone));
             return;
@@ -83,6 +83,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         // Partner: the fence after publishing in range work, as in page work.
         fence_after_rmw();
+        // A change that has published another tree meanwhile finds the bits, or this look finds that tree.
+        let view = if mutant!("reclaim_looks_up_early") { early } else { self.tree.view(section) };
         let vma = view.find(page).filter(|vma| self.table.hangs(leaf) && !vma.is_busy());
         for victim in victims.iter_mut().filter(|victim| victim.outcome.is_none()) {
             let near = page_of(victim);

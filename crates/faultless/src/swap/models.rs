@@ -1,7 +1,7 @@
 //! Models of the steps that change a folio and its slot together, on the real code.
 
 use super::slot::{Location, SwapSlot};
-use super::steps::{Cached, Evicted, PlaceLeft, Steps, Surroundings};
+use super::steps::{Cached, Evicted, NoWrite, PlaceLeft, Steps, Surroundings};
 use super::table::SlotTable;
 use crate::frame::{Folio, Reference};
 use crate::host::{Frame, Slot};
@@ -146,7 +146,7 @@ fn a_write_that_is_not_needed_leaves_others_isolation_alone() {
                 theirs.steps().unpin(frame(0));
             }
         });
-        if let Err(false) = world.steps().begin_write(frame(0)) {
+        if world.steps().begin_write(frame(0)).is_err_and(|why| why == NoWrite::NotBegun) {
             world.folio(frame(0)).end_isolation();
         }
         world.steps().unpin(frame(0));

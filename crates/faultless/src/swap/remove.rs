@@ -1,13 +1,9 @@
 //! Removing a device (swapoff): its pages go back to memory, and from there to other devices.
 //!
-//! ```text
-//! the device takes no more pages
-//! each slot whose place is on it:      read into a folio, if it has none
-//!                                      the folio isolated, and not being written: not WRITTEN, no place       the place is free
-//! until the device has no page
-//! ```
-//! Entries name slots, and so do the indices of files without a store. So no page table is walked. A folio without a place is as one that was never written: reclaim writes it to
-//! another device. If there is no room for a page, the device is used again. Pages that are in memory by then stay there.
+//! ```text the device takes no more pages each slot whose place is on it:      read into a folio, if it has none the folio isolated,
+//! and not being written: not WRITTEN, no place       the place is free until the device has no page ``` Entries name slots, and so do
+//! the indices of files without a store. So no page table is walked. A folio without a place is as one that was never written: reclaim
+//! writes it to another device. If there is no room for a page, the device is used again. Pages that are in memory by then stay there.
 
 use super::cache::SwapIn;
 use super::device::Attached;

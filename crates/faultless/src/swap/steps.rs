@@ -61,6 +61,16 @@ pub(crate) enum PlaceLeft {
     Kept,
 }
 
+/// The reason why a folio is not written to its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoWrite {
+    /// Nothing has changed: others have the folio, or it has left the slot.
+    NotBegun,
+    /// The write began, and ended at once: the slot has the bytes, or no entry wants them. The folio's isolation ended with its beginning,
+    /// and another thread may have isolated it since.
+    Ended,
+}
+
 /// The slots of an engine with what surrounds them.
 pub(crate) struct Steps<'a, S> {
     pub slots: &'a SlotTable,
@@ -272,26 +282,25 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     /// generation and the slot, which is counted for the write. The folio's isolation has ended then.
     ///
     /// # Errors
-    /// Whether the isolation has ended: the write had begun, and ended at once since the slot is not wanted any more. Another thread may
-    /// have isolated the folio meanwhile.
-    pub fn begin_write(self, frame: Frame) -> Result<(u64, u16, &'a SwapSlot), bool> {
+    /// [`NoWrite`].
+    pub fn begin_write(self, frame: Frame) -> Result<(u64, u16, &'a SwapSlot), NoWrite> {
         let folio = self.around.folio(frame);
         if !folio.is_in_slot() {
-            return Err(false);
+            return Err(NoWrite::NotBegun);
         }
         let number = folio.index();
-        let slot = self.slots.get(number).ok_or(false)?;
+        let slot = self.slots.get(number).ok_or(NoWrite::NotBegun)?;
         // The generation before the folio's step: while the folio has its mark, the slot is the one that it names.
         let generation = slot.state().generation();
         if slot.attached() != Some(frame) || !folio.begin_swap_write() {
-            return Err(false);
+            return Err(NoWrite::NotBegun);
         }
         // A fault may take the folio out at any time from now on. Then the slot may be another page's.
         if slot.begin_write(generation) {
             return Ok((number, generation, slot));
         }
         folio.end_writeback(false);
-        Err(!mutant!("others_isolation_ended"))
+        Err(if mutant!("others_isolation_ended") { NoWrite::NotBegun } else { NoWrite::Ended })
     }
 
     /// Ends the write. The folio stays pinned.

@@ -6,7 +6,7 @@
 
 use super::Space;
 use super::slot::{Location, SwapSlot};
-use super::steps::{Evicted, Steps, Surroundings as _};
+use super::steps::{Evicted, NoWrite, Steps, Surroundings as _};
 use super::transfer::repeated_word;
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
@@ -90,12 +90,11 @@ impl<H: Host> Engine<H> {
         }
         let (number, generation, slot) = match steps.begin_write(frame) {
             Ok(begun) => begun,
-            Err(has_ended_isolation) => {
-                if has_ended_isolation {
+            Err(why) => {
+                match why {
+                    NoWrite::NotBegun => self.folio(frame).end_isolation(),
                     // An access to the file may wait for the end of the write.
-                    self.wake_all(core::ptr::from_ref(self.folio(frame)).addr());
-                } else {
-                    self.folio(frame).end_isolation();
+                    NoWrite::Ended => self.wake_all(core::ptr::from_ref(self.folio(frame)).addr()),
                 }
                 self.unpin(frame, Reference::Pin);
                 return Out::Busy;

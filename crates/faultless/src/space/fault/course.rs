@@ -233,7 +233,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             }
             read => read,
         };
-        if absent.file.is_in_memory() && read.as_ref().is_ok_and(|(pin, _)| pin.is_reading()) {
+        if absent.file.is_in_memory()
+            && read.as_ref().is_ok_and(|(pin, started)| *started || pin.is_reading())
+        {
             self.count_major(course);
         }
         self.go_on_after_read((address, access), read, absent, kept, course, pending)
