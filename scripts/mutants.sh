@@ -142,6 +142,7 @@ file_left_while_mapped   | faultless-soft | loom_memory_in_swap | a_store_agains
 joins_while_written      | faultless-soft | loom_memory_in_swap | a_store_against_the_write | (a store into a page that is being written|a store was lost)
 zeros_over_a_slot        | faultless-soft | loom_memory_in_swap | a_store_against_reclaim | (a store was lost|invariant 11)
 cut_keeps_slots          | faultless-soft | engine | slots_are_free_after | (left:|slots are left)
+cut_read_fails           | faultless-soft | loom_evictions | a_read_of_a_page_that_was_cut_off | a read of the file as it is now fails
 reclaim_looks_up_early   | faultless-soft | loom_swap | mlock_against_reclaim | a locked page was reclaimed
 others_isolation_ended   | faultless      | lib | a_write_that_is_not_needed | another thread has ended
 sorts_one_class          | faultless-soft | engine | strays_behind_a_long_queue | (OutOfMemory|out_of_memory)

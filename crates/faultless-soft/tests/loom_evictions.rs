@@ -66,6 +66,22 @@ fn a_page_that_is_read_against_truncation() {
     });
 }
 
+/// A page is cut off when a reader is about to read it, and the file grows again. Another reader that finds the page being read sees the
+/// file's bytes, and no error.
+#[test]
+fn a_read_of_a_page_that_was_cut_off_beside_another() {
+    model(3, || {
+        let engine = Engine::new(Soft::new(4).expect("frames"), Limits::default()).expect("memory");
+        let file = File::open_rw(&engine, Arc::new(Fives)).expect("a store with a length");
+        let other = file.clone();
+        let reader = spawn(1, move || read(&other, 0));
+        file.set_length(0).unwrap();
+        file.set_length(PAGE_SIZE).unwrap();
+        assert_eq!(file.handle().read_at(0, &mut [0]), Ok(1), "a read of the file as it is now fails");
+        reader.join().unwrap();
+    });
+}
+
 /// Reclaim has taken a page off the queue; meanwhile other threads use it again, or cut it off.
 #[test]
 fn eviction_against_a_reader_and_truncation() {

@@ -398,15 +398,21 @@ impl<H: Host> File<H> {
                 self.end_transfer();
                 return Err(Miss::Forbidden);
             }
+            if page >= self.pages() {
+                if mutant!("cut_read_fails") {
+                    completion(Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
+                    return Ok((pin, true));
+                }
+                // Another thread may have found the page after the file has grown again. It is to look again, and not to see an error.
+                self.withdraw(page, frame);
+                self.end_transfer();
+                continue;
+            }
             engine.counters().add(Counter::IoReads, 1);
             if old & SEEN != 0 {
                 engine.counters().add(Counter::IoRereads, 1);
             }
-            if page < self.pages() {
-                self.submit(page, frame, completion);
-            } else {
-                completion(Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
-            }
+            self.submit(page, frame, completion);
             return Ok((pin, true));
         }
     }
