@@ -40,8 +40,8 @@ use crate::tables::Home;
 /// Bits 0 to 50 are references. When all are gone the frame is free. If a word has no references, only the thread
 /// that has the frame alone changes it.
 ///
-/// A folio has 32 bytes: 0.8 % of a page, half of Linux's struct page. Two share a cache line. A host that gives frames to threads in
-/// batches of neighbours keeps faults of two threads off one line.
+/// A folio has 32 bytes: 0.8 % of a page, half of Linux's struct page. Two share a cache line, so faults on
+/// neighbouring frames write a common line. A host that gives frames to threads in batches of neighbours has few such pairs.
 ///
 /// | bytes | |
 /// |--:|---|

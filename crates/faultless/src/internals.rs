@@ -65,6 +65,7 @@
 //! | the background worker: free frames, groups below their limits; dirty pages | `background/`; `page_cache/dirty.rs` |
 //! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
+//! | errors of writes, and the pause after many; the writes of a file that is dropped | `page_cache/errors.rs`; `page_cache/last_writes.rs` |
 //! | pages of files without a store in swap space | `page_cache/in_slots.rs`, `frame/file_in_memory.rs` |
 //!
 //! mremap moves pages by their entries. While they are on their way the mapping says so at both places, and page work that

@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 
 mod background;
+mod devices;
 mod dirty;
 mod eviction;
 mod file_refaults;

@@ -1,12 +1,12 @@
 //! Advice about memory without a store; and reclaim of it where it is mapped often, where devices refuse it, and where memory for the
 //! way back is short.
 
+use crate::devices::{compressed, file, file_store};
 use crate::until;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
-use faultless::store::FileStore;
 use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
 use faultless::{
     AddressSpace, Advice, Engine, Fault, File, FileError, FileRef, LimitConfig, Limits, MapRequest,
@@ -19,16 +19,6 @@ type Space = AddressSpace<Soft, Faultless>;
 
 const RIGHTS: Protection = Protection::READ.union(Protection::WRITE);
 const PAGES: u64 = 64;
-
-fn on_disk() -> FileStore {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(4096 * PAGE_SIZE).unwrap();
-    FileStore::from_file(file).unwrap()
-}
-
-fn compressed() -> Arc<dyn SwapDevice> {
-    Arc::new(CompressedMemory::new(8192, 8192 * PAGE_SIZE as usize).unwrap())
-}
 
 fn machine(frames: u64, device: Arc<dyn SwapDevice>) -> (Arc<Engine<Soft>>, FileRef<Soft>) {
     let engine = Engine::new(Soft::with_caches(frames).unwrap(), Limits::default()).unwrap();
@@ -57,7 +47,7 @@ fn fill(space: &Space) {
 /// MADV_PAGEOUT takes pages that one entry maps, and MADV_WILLNEED starts to bring them back, without a fault and in runs.
 #[test]
 fn pages_go_and_come_by_advice() {
-    for device in [compressed(), Arc::new(StoreDevice::new(on_disk()).unwrap())] {
+    for device in [compressed(), file()] {
         let (engine, file) = machine(256, device);
         let [space, other] = [Space::new(&engine).unwrap(), Space::new(&engine).unwrap()];
         map(&space, &file, 0);
@@ -178,7 +168,7 @@ fn strays_behind_a_long_queue_are_found() {
 /// A fault that meets the write of its page to a slot waits for it, and is none that needs I/O of its own.
 #[test]
 fn a_fault_that_waits_for_a_write_is_no_major_one() {
-    let device = Arc::new(StoreDevice::new(faultless::store::GatedStore::new(on_disk())).unwrap());
+    let device = Arc::new(StoreDevice::new(faultless::store::GatedStore::new(file_store())).unwrap());
     let (engine, file) = machine(256, device.clone());
     let space = Space::new(&engine).unwrap();
     map(&space, &file, 0);

@@ -1,13 +1,14 @@
 //! Memory that has no store (shared anonymous memory, files like memfd) and is larger than the machine: its pages go to slots, and come
 //! back for mappings and handles with the bytes that were stored.
 
+use crate::devices::{compressed, file, file_store};
 use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::fault::{FaultError, Signal};
 use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
-use faultless::store::{Direction, FailingStore, Failure, FileStore, InjectedError};
+use faultless::store::{Direction, FailingStore, Failure, InjectedError};
 use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
 use faultless::{
     AddressSpace, Engine, File, FileError, FileRef, Limits, MapRequest, Placement, RemapRequest,
@@ -21,21 +22,6 @@ type Space = AddressSpace<Soft, Faultless>;
 /// The frames of the machine, and the pages of a file: eight times as many.
 const FRAMES: u64 = 64;
 const PAGES: u64 = 512;
-
-fn compressed() -> Arc<dyn SwapDevice> {
-    Arc::new(CompressedMemory::new(8192, 8192 * PAGE_SIZE as usize).unwrap())
-}
-
-/// A real file, which is gone when it is closed.
-fn file_store() -> FileStore {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(8192 * PAGE_SIZE).unwrap();
-    FileStore::from_file(file).unwrap()
-}
-
-fn file() -> Arc<dyn SwapDevice> {
-    Arc::new(StoreDevice::new(file_store()).unwrap())
-}
 
 fn machine(device: Arc<dyn SwapDevice>) -> (Arc<Engine<Soft>>, FileRef<Soft>) {
     let engine = Engine::new(Soft::with_caches(FRAMES).unwrap(), Limits::default()).unwrap();

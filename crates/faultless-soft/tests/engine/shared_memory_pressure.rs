@@ -1,12 +1,13 @@
 //! Memory without a store under limits, with devices that fail, stall or leave, and beside cuts: charges, slots and frames balance.
 
+use crate::devices::{compressed, disk, file_store};
 use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::fault::FaultError;
 use faultless::protection::{Access, Protection};
 use faultless::store::{Bytes, FileStore, GatedStore, Store, StoreError, Transfer};
-use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
+use faultless::swap::{StoreDevice, SwapDevice};
 use faultless::{
     AddressSpace, Advice, Engine, Fault, File, FileError, FileRef, LimitConfig, Limits, LockMode, MapRequest,
     MemoryLimit, MemoryUsage, Placement,
@@ -22,20 +23,6 @@ type Space = AddressSpace<Soft, Faultless>;
 
 const RIGHTS: Protection = Protection::READ.union(Protection::WRITE);
 const PAGES: u64 = 64;
-
-fn disk() -> std::fs::File {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(4096 * PAGE_SIZE).unwrap();
-    file
-}
-
-fn on_disk() -> FileStore {
-    FileStore::from_file(disk()).unwrap()
-}
-
-fn compressed() -> Arc<dyn SwapDevice> {
-    Arc::new(CompressedMemory::new(4096, 4096 * PAGE_SIZE as usize).unwrap())
-}
 
 fn machine(frames: u64, device: Arc<dyn SwapDevice>) -> (Arc<Engine<Soft>>, FileRef<Soft>) {
     let engine = Engine::new(Soft::with_caches(frames).unwrap(), Limits::default()).unwrap();
@@ -231,7 +218,7 @@ fn a_page_in_a_slot_is_not_in_memory() {
 /// While a page is written to its slot, an access waits, and holds nothing. The end of its space ends the wait.
 #[test]
 fn an_access_waits_for_the_write_of_its_page() {
-    let device = Arc::new(StoreDevice::new(GatedStore::new(on_disk())).unwrap());
+    let device = Arc::new(StoreDevice::new(GatedStore::new(file_store())).unwrap());
     let (engine, file) = machine(256, device.clone());
     let spaces = [mapped(&engine, &file), mapped(&engine, &file)];
     // Not the same word all over.
@@ -262,7 +249,7 @@ fn an_access_waits_for_the_write_of_its_page() {
 /// A cut, a hole and the end of the file wait for no transfer of a slot.
 #[test]
 fn pages_that_are_being_written_are_cut_off() {
-    let device = Arc::new(StoreDevice::new(GatedStore::new(on_disk())).unwrap());
+    let device = Arc::new(StoreDevice::new(GatedStore::new(file_store())).unwrap());
     let (engine, file) = machine(256, device.clone());
     let space = mapped(&engine, &file);
     (0..6).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
@@ -334,7 +321,7 @@ impl Store for Flaky {
 }
 
 fn flaky(fails: u64) -> Arc<dyn SwapDevice> {
-    Arc::new(StoreDevice::new(Flaky { inner: on_disk(), writes: AtomicU64::new(0), fails }).unwrap())
+    Arc::new(StoreDevice::new(Flaky { inner: file_store(), writes: AtomicU64::new(0), fails }).unwrap())
 }
 
 /// A device that cannot write: the pages stay in memory, and an access that finds no room fails. Nothing is lost.

@@ -1,13 +1,14 @@
 //! Anonymous memory that is larger than the machine: pages go to slots and come back, with the bytes that were stored.
 
+use crate::devices::{compressed, file, file_store};
 use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::fault::{FaultError, Signal};
 use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
-use faultless::store::{Direction, FailingStore, Failure, FileStore, GatedStore, InjectedError};
-use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
+use faultless::store::{Direction, FailingStore, Failure, GatedStore, InjectedError};
+use faultless::swap::{StoreDevice, SwapDevice};
 use faultless::{
     AddressSpace, Advice, Engine, Fault, Limits, LockMode, MapRequest, Placement, RemapRequest,
     RemoteAdviseError, errno,
@@ -21,21 +22,6 @@ type Space = AddressSpace<Soft, Faultless>;
 /// The frames of the machine, and the pages of a space: eight times as many.
 const FRAMES: u64 = 64;
 const PAGES: u64 = 512;
-
-fn compressed() -> Arc<dyn SwapDevice> {
-    Arc::new(CompressedMemory::new(8192, 8192 * PAGE_SIZE as usize).unwrap())
-}
-
-/// A real file, which is gone when it is closed.
-fn file_store() -> FileStore {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(8192 * PAGE_SIZE).unwrap();
-    FileStore::from_file(file).unwrap()
-}
-
-fn file() -> Arc<dyn SwapDevice> {
-    Arc::new(StoreDevice::new(file_store()).unwrap())
-}
 
 fn engine(device: Arc<dyn SwapDevice>, limits: Limits) -> Arc<Engine<Soft>> {
     let engine = Engine::new(Soft::with_caches(FRAMES).unwrap(), limits).unwrap();

@@ -32,16 +32,18 @@ impl Folio {
         &self.link
     }
 
-    /// Returns the uses of the page. Returns `None` if reclaim has no interest in the frame: it is free, or its page is of a file that
-    /// has no store, unless reclaim `swaps`.
+    /// Returns the uses of the page. Returns `None` if the frame is free.
+    pub(crate) fn uses(&self) -> Option<u64> {
+        let word = self.word.load(Ordering::Relaxed);
+        (word & REFERENCES != 0).then(|| of_word(word))
+    }
+
+    /// Returns whether the page is of a file without a store: only reclaim that swaps can take it.
     ///
     /// The home is read after the word. If both are of different lives of the frame, the thread that begins the page's life comes to
     /// the queues later than the caller, and finds the frame in none.
-    pub(crate) fn uses(&self, swaps: bool) -> Option<u64> {
-        let word = self.word.load(Ordering::Relaxed);
-        let is_wanted =
-            word & REFERENCES != 0 && (swaps || word & ANONYMOUS != 0 || !self.is_without_store());
-        is_wanted.then(|| of_word(word))
+    pub(crate) fn is_of_file_in_memory(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & ANONYMOUS == 0 && self.is_without_store()
     }
 
     /// Returns whether the page's place, if it has none in memory, is a swap slot: it is anonymous, or of a file without a store.

@@ -14,6 +14,7 @@
 mod account;
 mod ahead;
 mod dirty;
+mod errors;
 mod flush;
 mod handle;
 mod in_slots;
@@ -54,10 +55,10 @@ use crate::tables::Home;
 use alloc::sync::Arc;
 use core::ops::Range;
 use core::ptr::NonNull;
+use errors::{Errors, Failures};
 use index::Index;
 use mappings::FileMappings;
 use word::{SEEN, eviction_of, frame_of, is_absent, word_of, word_of_evicted};
-use writeback::Errors;
 use writers::Writers;
 
 /// A space that may map pages of a file, as truncation sees it.
@@ -145,10 +146,8 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Counts the flushes that failed. Partners: see [`File::make_written_dirty`].
     failed_flushes: AtomicU64,
-    /// The number of writes that have failed since one succeeded, and the time of the last failure in nanoseconds of the host's clock.
-    /// Atomic.
-    failed_in_row: plain::AtomicU64,
-    failed_at: plain::AtomicU64,
+    /// The failed writes since one has succeeded.
+    failures: Failures,
     /// The writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
     /// One more than the file's place among those that may have dirty pages; 0 for none. Written once.
@@ -231,8 +230,7 @@ impl<H: Host> File<H> {
                     cuts: AtomicU64::new(0),
                     errors: Mutex::default(),
                     failed_flushes: AtomicU64::new(0),
-                    failed_in_row: plain::AtomicU64::new(0),
-                    failed_at: plain::AtomicU64::new(0),
+                    failures: Failures::default(),
                     writers: Writers::default(),
                     listed_at: plain::AtomicU64::new(0),
                     written_to: plain::AtomicU64::new(0),

@@ -30,7 +30,6 @@
 //! a failed flush may have lost ends in the same way, without an error of its own: see flush.rs.
 
 use super::account::{Full, Pin};
-use super::flush::Flushes;
 use super::index::Tag;
 use super::{File, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
@@ -41,7 +40,7 @@ use crate::host::{Clock, Frame, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, MAX_PAGES, Outcome, Place, Places, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
-use crate::sync::{full_fence, plain, try_box, try_box_or_back};
+use crate::sync::{full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -52,14 +51,6 @@ use smallvec::SmallVec;
 const BATCH: usize = MAX_PAGES;
 #[cfg(loom)]
 const BATCH: usize = 2;
-
-/// The time after a failed write, in nanoseconds, in which memory pressure and limits do not have such pages written again, if
-/// [`MANY_FAILED`] writes have failed in a row. A device that fails at once would get hundreds of thousands of writes a second otherwise.
-const PAUSE: u64 = 10_000_000;
-
-/// The number of failed writes in a row from which on the file pauses. A device that fails now and then is tried again at once, so that
-/// nobody runs out of memory for that.
-const MANY_FAILED: u64 = 64;
 
 /// The pages that writeback leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,48 +76,6 @@ pub(super) struct Wrote {
     pub started: u64,
     /// The page behind the last one that was looked at.
     pub next: u64,
-}
-
-/// A file's failed writes and flushes. An error is kept, and reported once to each account.
-#[derive(Debug, Default)]
-pub(super) struct Errors {
-    /// The number of errors.
-    count: u64,
-    /// The last.
-    last: Option<StoreError>,
-    /// The number of errors when one was last reported on any account.
-    reported: u64,
-    /// The number of errors when the file itself was last asked: by its mappings' msync and by [`File::sync`].
-    pub(super) file: u64,
-    /// The number of writes that left pages dirty which a sync that waited for them has to write: pages that were not tried,
-    /// and pages that a failed flush may have lost.
-    left_behind: u64,
-    /// The flushes of the store.
-    pub(super) flushes: Flushes,
-}
-
-impl Errors {
-    /// Returns the errors that a new handle has seen: all, except an error that was not reported on any account.
-    pub(super) fn sample(&self) -> u64 {
-        self.reported
-    }
-
-    pub(super) fn record(&mut self, error: StoreError) {
-        self.count += 1;
-        self.last = Some(error);
-    }
-
-    /// Returns the last error, if one came since `seen` or since there were `before`; and the new value of `seen`.
-    /// `before` is the result of [`File::finish_writeback`].
-    pub(super) fn report(&mut self, seen: u64, before: u64) -> (Result<(), StoreError>, u64) {
-        match self.last {
-            Some(error) if self.count != seen.min(before) => {
-                self.reported = self.count;
-                (Err(error), self.count)
-            }
-            _ => (Ok(()), self.count),
-        }
-    }
 }
 
 /// The outcome of beginning a page's writeback.
@@ -347,15 +296,11 @@ impl<H: Host> File<H> {
         Gathered::All
     }
 
-    /// Returns whether many writes have failed in a row, the last of them not longer ago than [`PAUSE`]. A caller that starts several
-    /// writes asks once, so that each page that is dirty gets its try.
+    /// Returns whether pages whose write has failed are left to themselves for a moment ([`Failures::pauses`]). A caller that starts
+    /// several writes asks once, so that each page that is dirty gets its try.
     pub(crate) fn pauses(&self) -> bool {
-        let is_bad = self.failed_in_row.load(plain::Ordering::Relaxed) >= MANY_FAILED;
-        let since = || {
-            let failed_at = self.failed_at.load(plain::Ordering::Relaxed);
-            self.engine.host().clock().now_ns().saturating_sub(failed_at)
-        };
-        is_bad && since() < PAUSE && !mutant!("failed_writes_without_pause")
+        self.failures.pauses(|| self.engine.host().clock().now_ns())
+            && !mutant!("failed_writes_without_pause")
     }
 
     /// Changes a page's state from dirty to under writeback.
@@ -552,8 +497,7 @@ impl<H: Host> File<H> {
                 engine.counters().add(Counter::WritebackErrors, 1);
                 // Memory for the transfer may be there at once.
                 if error.errno() != errno::ENOMEM {
-                    self.failed_in_row.fetch_add(1, plain::Ordering::Relaxed);
-                    self.failed_at.store(engine.host().clock().now_ns(), plain::Ordering::Relaxed);
+                    self.failures.note(engine.host().clock().now_ns());
                 }
                 errors.record(error);
             }
@@ -573,9 +517,7 @@ impl<H: Host> File<H> {
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         pins.iter().for_each(|pin| engine.wake_all(pin.key()));
         if failed.is_none() {
-            if self.failed_in_row.load(plain::Ordering::Relaxed) != 0 {
-                self.failed_in_row.store(0, plain::Ordering::Relaxed);
-            }
+            self.failures.end();
             engine.go_on_writing();
         }
     }

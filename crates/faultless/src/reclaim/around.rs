@@ -36,7 +36,7 @@ impl<H: Host> Engine<H> {
 
     /// Returns whether a look around has found the page of `frame` in use since its queue offered it: its accessed bit is cleared.
     pub(crate) fn was_found_around(&self, frame: Frame) -> bool {
-        self.reclaim.looks_around && self.folio(frame).uses(true).is_some_and(|uses| uses > 0)
+        self.reclaim.looks_around && self.folio(frame).uses().is_some_and(|uses| uses > 0)
     }
 }
 

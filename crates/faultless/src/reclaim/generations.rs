@@ -15,7 +15,7 @@
 //! MGLRU also walks the tables of whole processes. That is not here, nor are the tiers of file pages.
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios, Queue, sort_all};
+use super::queue::{Claimed, Distance, Folios, Part, Queue, sort_all};
 use crate::host::Frame;
 
 /// The number of generations. A queue's number has two bits.
@@ -79,13 +79,7 @@ impl ReclaimPolicy for Generations {
         self.generation(age).push(folios, frame);
     }
 
-    fn sort(
-        &mut self,
-        folios: &impl Folios,
-        part: (u64, u64),
-        keeps: impl Fn(Frame) -> bool,
-        strays: &mut Queue,
-    ) {
+    fn sort(&mut self, folios: &impl Folios, part: Part, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
         sort_all(&mut self.queues, folios, part, keeps, strays);
     }
 

@@ -7,7 +7,7 @@
 
 use super::ageing::{Ageing, BATCH, MANY_LOOKS, Offered};
 use super::policy::{Demand, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
+use super::queue::{Claimed, Distance, Folios, Gathered, Part, Queue};
 use crate::frame::Folio;
 use crate::host::{Frame, GroupId};
 use crate::sync::Sections;
@@ -325,7 +325,7 @@ impl<P: ReclaimPolicy> Queues<P> {
             let before = self.of(class).length();
             let count = before.saturating_sub(done).min(left);
             let keeps = |frame| Class::of(folios.folio(frame)) == class;
-            self.of(class).policy.sort(folios, (done, count), keeps, &mut strays);
+            self.of(class).policy.sort(folios, Part { done, count }, keeps, &mut strays);
             left -= count;
             // Without those that were dropped or are strays.
             let length = self.of(class).length();

@@ -2,7 +2,7 @@
 
 use super::generations::Generations;
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios, Queue};
+use super::queue::{Claimed, Distance, Folios, Part, Queue};
 use super::small_main::SmallMain;
 use crate::host::Frame;
 
@@ -68,13 +68,7 @@ impl ReclaimPolicy for Policy {
         }
     }
 
-    fn sort(
-        &mut self,
-        folios: &impl Folios,
-        part: (u64, u64),
-        keeps: impl Fn(Frame) -> bool,
-        strays: &mut Queue,
-    ) {
+    fn sort(&mut self, folios: &impl Folios, part: Part, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
         match self {
             Self::SmallMain(policy) => policy.sort(folios, part, keeps, strays),
             Self::Generations(policy) => policy.sort(folios, part, keeps, strays),

@@ -1,6 +1,6 @@
 //! The interface of a policy: the order in which reclaim tries pages.
 
-use super::queue::{Claimed, Distance, Folios, Queue};
+use super::queue::{Claimed, Distance, Folios, Part, Queue};
 use crate::host::Frame;
 
 /// The time of a page's eviction, as a count of evictions. The slot of the page keeps it.
@@ -75,15 +75,8 @@ pub(crate) trait ReclaimPolicy: Default {
     /// frame was taken. If the report is [`Report::Young`], the use is counted already.
     fn reported(&mut self, folios: &impl Folios, frame: Claimed, origin: u64, report: Report);
 
-    /// Looks at `count` frames, after `done` others that it has kept in earlier calls: queue after queue, the oldest first. Those that
-    /// `keeps` refuses go to `strays`; the others go to the young end of their queue.
-    fn sort(
-        &mut self,
-        folios: &impl Folios,
-        part: (u64, u64),
-        keeps: impl Fn(Frame) -> bool,
-        strays: &mut Queue,
-    );
+    /// Looks at the frames of `part`. Those that `keeps` refuses go to `strays`; the others go to the young end of their queue.
+    fn sort(&mut self, folios: &impl Folios, part: Part, keeps: impl Fn(Frame) -> bool, strays: &mut Queue);
 
     /// Returns whether more pages than usual have been used only once, as after a scan.
     fn has_many_used_once(&self) -> bool {

@@ -234,7 +234,8 @@ impl Queue {
     pub fn take(&mut self, folios: &impl Folios, origin: u64) -> Option<Taken> {
         let frame = frame_of(self.first)?;
         let folio = folios.folio(frame);
-        let early = if mutant!("popped_after_the_look") { Some(folio.uses(folios.swaps())) } else { None };
+        let uses = || folio.uses().filter(|_| folios.swaps() || !folio.is_of_file_in_memory());
+        let early = if mutant!("popped_after_the_look") { Some(uses()) } else { None };
         // Partner: `Arrivals::push`, see the module.
         let link = folio.link().swap(origin << ORIGIN, Ordering::AcqRel);
         self.first = link & NEXT;
@@ -242,7 +243,7 @@ impl Queue {
             self.last = 0;
         }
         self.length -= 1;
-        Some(Taken { frame, uses: early.unwrap_or_else(|| folio.uses(folios.swaps())) })
+        Some(Taken { frame, uses: early.unwrap_or_else(uses) })
     }
 
     /// Looks at the `count` oldest frames, if there are as many. Those that `keeps` refuses go to `strays`; the others go to the
@@ -268,11 +269,19 @@ impl Queue {
     }
 }
 
+/// The frames of a policy's queues at which a call looks: `count` of them, after `done` others that earlier calls have kept. It goes from
+/// queue to queue, the oldest first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub done: u64,
+    pub count: u64,
+}
+
 /// Looks at frames of `queues`, one after the other, as [`ReclaimPolicy::sort`](super::policy::ReclaimPolicy::sort) states.
 pub(super) fn sort_all<'a>(
     queues: impl IntoIterator<Item = &'a mut Queue>,
     folios: &impl Folios,
-    (mut done, mut count): (u64, u64),
+    Part { mut done, mut count }: Part,
     keeps: impl Fn(Frame) -> bool,
     strays: &mut Queue,
 ) {

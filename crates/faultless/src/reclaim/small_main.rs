@@ -18,7 +18,7 @@
 //!   stay empty under a loop that fits beside a scan.)
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios, Queue, Taken, sort_all};
+use super::queue::{Claimed, Distance, Folios, Part, Queue, Taken, sort_all};
 use crate::host::Frame;
 
 /// The number of the small queue.
@@ -86,7 +86,7 @@ impl ReclaimPolicy for SmallMain {
                 false
             }
             Report::Young if origin == SMALL => {
-                let is_used = folio.uses(true).is_some_and(|uses| uses >= USED);
+                let is_used = folio.uses().is_some_and(|uses| uses >= USED);
                 if is_used {
                     folio.forget_uses();
                 }
@@ -100,13 +100,7 @@ impl ReclaimPolicy for SmallMain {
         queue.push(folios, frame);
     }
 
-    fn sort(
-        &mut self,
-        folios: &impl Folios,
-        part: (u64, u64),
-        keeps: impl Fn(Frame) -> bool,
-        strays: &mut Queue,
-    ) {
+    fn sort(&mut self, folios: &impl Folios, part: Part, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
         sort_all([&mut self.small, &mut self.main], folios, part, keeps, strays);
     }
 

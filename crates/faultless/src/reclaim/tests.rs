@@ -434,26 +434,22 @@ fn arrivals_of_a_thread_that_has_ended_are_gathered() {
 fn uses_count_to_three_and_pins_are_none() {
     let folio = Folio::new();
     folio.add_use();
-    assert_eq!((folio.uses(false), folio.is_free()), (None, true));
+    assert_eq!((folio.uses(), folio.is_free()), (None, true));
     folio.begin_anonymous(Home::NONE);
     assert_eq!(folio.try_get(Reference::Pin), Ok(()));
-    assert_eq!(folio.uses(false), Some(0));
-    let count = |_| (folio.add_use(), folio.uses(false).unwrap()).1;
+    assert_eq!(folio.uses(), Some(0));
+    let count = |_| (folio.add_use(), folio.uses().unwrap()).1;
     assert_eq!([0; 5].map(count), [1, 2, 3, 3, 3]);
     folio.take_use();
-    assert_eq!(folio.uses(false), Some(2));
+    assert_eq!(folio.uses(), Some(2));
     folio.forget_uses();
     folio.take_use();
-    assert_eq!(folio.uses(false), Some(0));
+    assert_eq!(folio.uses(), Some(0));
     assert!(!folio.put(Reference::Pin) && folio.put(Reference::Mapping));
     for has_store in [true, false] {
         folio.begin_reading(Home::of_file(core::ptr::NonNull::<u64>::dangling().cast(), has_store), 0, 1);
-        assert_eq!(
-            folio.uses(false),
-            has_store.then_some(0),
-            "a page without a store is taken without swap space"
-        );
-        assert_eq!((folio.uses(true), folio.is_of_swap()), (Some(0), !has_store));
+        assert_eq!((folio.uses(), folio.is_of_swap()), (Some(0), !has_store));
+        assert_eq!(folio.is_of_file_in_memory(), !has_store, "such a page is taken without swap space");
         assert!(folio.cancel_reading(1));
     }
 }
