@@ -1,7 +1,7 @@
 //! A swap device that keeps pages in memory, compressed by LZ4.
 //!
 //! ```text
-//! place ──► shard (place mod 16) ──► the page's compressed bytes       dead: places that were released and still have bytes
+//! place ──► shard (place mod 1,024) ──► the page's compressed bytes       dead: places that were released and still have bytes
 //! ```
 //! [`SwapDevice::release`] may be called in a read section, where no lock may be taken. So it only marks the place as dead. The bytes of
 //! dead places are freed when a place is reserved or bytes are needed.
@@ -23,7 +23,8 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, 
 const PAGE: usize = PAGE_SIZE as usize;
 /// A page that is larger when it is compressed is refused: it would save too little for the time that it takes.
 const LARGEST: usize = PAGE / 4 * 3;
-const SHARDS: u64 = 16;
+/// So many that two threads seldom meet: a read keeps its shard's lock while it decompresses.
+const SHARDS: u64 = 1024;
 /// The number of pages that can be compressed at the same time.
 const SCRATCHES: usize = 4;
 /// The most places whose bytes one call frees, besides one that needs bytes.
@@ -42,7 +43,7 @@ pub struct CompressedMemory {
     dead_count: AtomicU64,
     /// The word of `dead` at which the next search begins. Atomic.
     next_dead: AtomicUsize,
-    shards: [Mutex<Shard>; SHARDS as usize],
+    shards: Box<[Mutex<Shard>]>,
     scratches: [Mutex<Scratch>; SCRATCHES],
     /// The scratch that the next write tries first. Atomic.
     next_scratch: AtomicUsize,
@@ -72,7 +73,7 @@ impl Scratch {
 }
 
 impl CompressedMemory {
-    /// Makes a device for at most `pages` pages, whose compressed bytes are at most `bytes`. Takes about 52 KiB, and 2 bits for each
+    /// Makes a device for at most `pages` pages, whose compressed bytes are at most `bytes`. Takes about 84 KiB, and 2 bits for each
     /// page, at once.
     ///
     /// # Errors
@@ -84,13 +85,16 @@ impl CompressedMemory {
         let words = pages.div_ceil(64) as usize;
         dead.try_reserve_exact(words).map_err(|_| OutOfMemory)?;
         dead.resize_with(words, AtomicU64::default);
+        let mut shards = Vec::new();
+        shards.try_reserve_exact(SHARDS as usize).map_err(|_| OutOfMemory)?;
+        shards.resize_with(SHARDS as usize, Mutex::default);
         let scratches = [Scratch::new()?, Scratch::new()?, Scratch::new()?, Scratch::new()?];
         Ok(Self {
             places,
             dead,
             dead_count: AtomicU64::new(0),
             next_dead: AtomicUsize::new(0),
-            shards: core::array::from_fn(|_| Mutex::default()),
+            shards: shards.into_boxed_slice(),
             scratches: scratches.map(Mutex::new),
             next_scratch: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
