@@ -86,3 +86,21 @@ fn generations_find_pages_in_use_around_one() {
     let (_, found) = counts(ReclaimOrder::SmallMain);
     assert_eq!(found, 0);
 }
+
+/// The access of the fault that brought a page is no use: a page that is stored into once is tried once, and goes. The pages that came
+/// before the first reclaim are looked at once more.
+#[test]
+fn a_page_that_was_used_once_is_tried_once() {
+    let frames = 4 * FRAMES;
+    let engine = Engine::new(Soft::new(frames).unwrap(), Limits::default()).unwrap();
+    let places = 8 * frames;
+    engine.add_swap(Arc::new(CompressedMemory::new(places, usize::MAX).unwrap())).unwrap();
+    let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine).unwrap();
+    space.map(MapRequest::anonymous(places * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    (0..places).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+    let statistics = engine.statistics();
+    let [young, reclaimed] =
+        [Counter::PassedYoung, Counter::Reclaimed].map(|counter| statistics.get(counter));
+    assert!(reclaimed > 6 * frames, "{reclaimed} of {places} pages were taken");
+    assert!(young * 4 < reclaimed, "{young} tries found a page in use, and {reclaimed} took one");
+}

@@ -23,6 +23,9 @@ const CALLS: u32 = 64;
 /// The greatest number of calls between two such searches. A group that needs its strays makes more before it runs out of memory.
 const MOST_CALLS: u32 = CALLS << 3;
 
+/// The part of the pages in the queues whose number bounds the arrivals of which a call forgets the first use: one of so many.
+const FORGOTTEN_PART: u64 = 8;
+
 /// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PageKind {
@@ -383,9 +386,17 @@ impl<P: ReclaimPolicy> Queues<P> {
     /// Puts the arrivals of all slots into the policy's queues, also of slots whose threads have ended.
     fn gather(&mut self, folios: &impl Folios, sections: &Sections) {
         self.looks_since_gathering = 0;
+        // If many have arrived, most came long ago: their bits tell more than the first use, and would soon be asked for.
+        let mut forgotten = (self.length() / FORGOTTEN_PART).min(MANY_LOOKS);
         sections.each_arrivals(|arrivals| {
             let mut gathered = Gathered::from(arrivals, folios);
             while let Some((frame, distance)) = gathered.next(folios) {
+                if let Some(left) = forgotten.checked_sub(1)
+                    && !mutant!("first_use_stays")
+                {
+                    forgotten = left;
+                    folios.forget_first_use(frame.frame());
+                }
                 self.arrive(folios, frame, distance);
             }
         });

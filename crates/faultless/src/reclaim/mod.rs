@@ -47,7 +47,8 @@ use crate::engine::Engine;
 use crate::frame::Folio;
 use crate::host::{Frame, GroupId, Host, OutOfMemory, Slots};
 use crate::limit::{Event, Group};
-use crate::sync::{Mutex, Section, plain};
+use crate::sync::{Mutex, MutexGuard, Section, plain};
+use crate::tables::places;
 pub(crate) use ageing::BATCH;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -60,8 +61,12 @@ use policy::Report;
 pub(crate) use policy::Shadow;
 pub(crate) use queue::Distance;
 use queue::Folios;
+use space_head::Found;
 pub(crate) use space_head::{Reach, Refusal, SpaceHead, Victim, VictimKind};
 pub(crate) use walk::Reclaimed;
+
+/// The number of looks at the lock of the queues before a thread sleeps: some microseconds.
+const LOOKS_AT_LOCK: usize = 256;
 
 /// The state of an engine's reclaim.
 pub(crate) struct Reclaim {
@@ -91,6 +96,16 @@ impl<H: Host> Folios for Engine<H> {
 
     fn swaps(&self) -> bool {
         Engine::swaps(self)
+    }
+
+    fn forget_first_use(&self, frame: Frame) {
+        let section = self.enter();
+        let places = places(self.folio(frame), &section);
+        if let Some(places) = places
+            && let Some(space) = places.entry.and_then(|record| Found::<H>::by_record(record, &section))
+        {
+            space.forget_use(places.index, frame);
+        }
     }
 }
 
@@ -176,17 +191,31 @@ impl<H: Host> Engine<H> {
         Shadow::new(self.evictions(class).load(plain::Ordering::Relaxed))
     }
 
+    /// Takes the lock of the queues. Threads of one group run out of frames at the same time, and one has the lock for about as long as
+    /// another would take to fall asleep. So it looks for a while before it sleeps.
+    fn lock_queues(&self) -> MutexGuard<'_, Queues<Policy>> {
+        if !cfg!(loom) {
+            for _ in 0..LOOKS_AT_LOCK {
+                if let Some(queues) = self.reclaim.queues.try_lock() {
+                    return queues;
+                }
+                core::hint::spin_loop();
+            }
+        }
+        self.lock(&self.reclaim.queues)
+    }
+
     /// Fills `batch` with the next frames of `wanted` that reclaim should try. The caller reports the result for each
     /// ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have another page, by the time the caller
     /// looks.
     fn next_victims(&self, wanted: Wanted, batch: &mut [Frame]) -> Victims {
-        self.lock(&self.reclaim.queues).next_victims(self, self.sections(), wanted, batch)
+        self.lock_queues().next_victims(self, self.sections(), wanted, batch)
     }
 
     /// Takes the result for a frame of `class` that [`Engine::next_victims`] has returned. It counts the use of a page that was
     /// young. If the frame is still in use, it goes back into a queue.
     fn report(&self, class: Class, frame: Frame, report: Report) {
-        self.lock(&self.reclaim.queues).report(self, class, frame, report);
+        self.lock_queues().report(self, class, frame, report);
     }
 
     /// Returns whether a thread reclaims.
@@ -200,13 +229,13 @@ impl<H: Host> Engine<H> {
     /// [`OutOfMemory`].
     pub(crate) fn add_queues(&self, group: GroupId) -> Result<(), OutOfMemory> {
         let mut spare: Vec<Lists<Policy>> = Vec::new();
-        let room = self.lock(&self.reclaim.queues).room();
+        let room = self.lock_queues().room();
         let needed = group.get() as usize;
         if room < needed {
             // No memory is asked for under the lock. Another thread may make more room meanwhile.
             spare.try_reserve_exact(needed.next_power_of_two()).map_err(|_| OutOfMemory)?;
         }
-        let old = self.lock(&self.reclaim.queues).add(group, spare);
+        let old = self.lock_queues().add(group, spare);
         drop(old);
         Ok(())
     }
@@ -219,7 +248,7 @@ impl<H: Host> Engine<H> {
             return 0;
         }
         let mut freed = 0;
-        let mut queues = self.lock(&self.reclaim.queues);
+        let mut queues = self.lock_queues();
         for (place, frame) in frames.iter().enumerate() {
             if self.folio(*frame).is_free() {
                 freed += 1;

@@ -54,6 +54,10 @@ pub(crate) trait Folios {
         true
     }
 
+    /// Clears the accessed bit of the page of `frame`, if one entry alone maps it. For a page that has arrived: its first use is no sign
+    /// that it will be used again.
+    fn forget_first_use(&self, _frame: Frame) {}
+
     /// Returns the link of `frame`'s folio.
     #[inline]
     fn link(&self, frame: Frame) -> &AtomicU64 {

@@ -11,8 +11,9 @@
 //! A page that is touched once leaves by the small queue, so a scan does not displace the pages in the main queue. A hit changes
 //! no queue. Differences from the paper:
 //!
-//! * Uses are not counted at each access. A visit counts one if the accessed bit is set. The first touch sets that bit too. So a
-//!   page that is young at its first visit goes through the small queue once more, and to the main queue at the second one.
+//! * Uses are not counted at each access. A visit counts one if the accessed bit is set. A page that is young at its first visit goes
+//!   through the small queue once more, and to the main queue at the second one. The first touch sets the bit too; it is cleared when
+//!   a few pages arrive, and counts as a use when many arrive at once.
 //! * The queue of ghosts is a number in the page's slot, the time of its eviction. A page that comes back is a ghost if fewer
 //!   pages were evicted meanwhile than the main queue has place for. (Its present length would not do: an empty main queue would
 //!   stay empty under a loop that fits beside a scan.)

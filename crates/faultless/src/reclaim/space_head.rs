@@ -90,20 +90,24 @@ pub(crate) enum Refusal {
 /// Takes pages out of entries of one leaf table, counted from the page that is given: see [`Found::take`].
 type Take<H> = unsafe fn(NonNull<SpaceHead<H>>, &Section<'_>, u64, &mut [Victim], &mut StaleBatch<'_, H>);
 
+/// Clears the accessed bit of an entry: see [`Found::forget_use`].
+type ForgetUse<H> = unsafe fn(NonNull<SpaceHead<H>>, &Section<'_>, u64, Frame);
+
 /// The first field of each space, whatever its design. The mark in the record of a leaf table is its address.
 #[repr(C)]
 pub(crate) struct SpaceHead<H: Host> {
     take: Take<H>,
+    forget_use: ForgetUse<H>,
 }
 
 impl<H: Host> SpaceHead<H> {
     /// Makes the head of a space.
     ///
     /// # Safety
-    /// `take` may be called with the address of this head, in a section in which the space was found by a record of one of its
+    /// Both functions may be called with the address of this head, in a section in which the space was found by a record of one of its
     /// leaf tables.
-    pub const unsafe fn new(take: Take<H>) -> Self {
-        Self { take }
+    pub const unsafe fn new(take: Take<H>, forget_use: ForgetUse<H>) -> Self {
+        Self { take, forget_use }
     }
 }
 
@@ -134,6 +138,15 @@ impl<'s, H: Host> Found<'s, H> {
         unsafe {
             let take = (*self.head.as_ptr()).take;
             take(self.head, self.section, self.first, victims, stale);
+        }
+    }
+
+    /// Clears the accessed bit of the entry at `index` of the table, if it maps the page of `frame`.
+    pub fn forget_use(&self, index: u64, frame: Frame) {
+        // SAFETY: as in `take`.
+        unsafe {
+            let forget_use = (*self.head.as_ptr()).forget_use;
+            forget_use(self.head, self.section, self.first + index, frame);
         }
     }
 }

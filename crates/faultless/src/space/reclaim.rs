@@ -4,7 +4,7 @@ use super::Space;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::StaleBatch;
-use crate::host::{Entry, EntryKind, Host, PageTable};
+use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::reclaim::{Reach, Refusal, SpaceHead, Victim, VictimKind};
 use crate::space::fault::shared_table::LeafOf;
 use crate::sync::{Section, fence_after_rmw};
@@ -28,8 +28,32 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let space = unsafe { head.cast::<Space<H, D>>().as_ref() };
             space.give_up(section, PageNumber::new(first), victims, stale);
         }
+        /// # Safety
+        /// As of `take`.
+        unsafe fn forget_use<H: Host, D: LockingDesign>(
+            head: NonNull<SpaceHead<H>>,
+            section: &Section<'_>,
+            page: u64,
+            frame: Frame,
+        ) {
+            // SAFETY: as in `take`.
+            let space = unsafe { head.cast::<Space<H, D>>().as_ref() };
+            space.forget_use(section, PageNumber::new(page), frame);
+        }
         // SAFETY: only a space of this type has this head, as its first field.
-        unsafe { SpaceHead::new(take::<H, D>) }
+        unsafe { SpaceHead::new(take::<H, D>, forget_use::<H, D>) }
+    }
+
+    /// Clears the accessed bit of the entry of `page`, if it maps the page of `frame`.
+    fn forget_use(&self, section: &Section<'_>, page: PageNumber, frame: Frame) {
+        let view = self.tree.view(section);
+        let attempt = Attempt::first(Purpose::Rmap);
+        let Ok(_inside) = D::inside(&self.lock, &self.engine, view, page, attempt) else { return };
+        if let Some(leaf) = self.table.leaf(section, page)
+            && self.table.load(leaf, page).kind() == EntryKind::Page(frame)
+        {
+            self.table.age(leaf, page);
+        }
     }
 
     /// Takes the pages of those `victims` that have no outcome yet out of their entries, if these map them and nothing speaks against
