@@ -79,22 +79,34 @@ struct Arguments {
     pages: u64,
 }
 
+const USAGE: &str = "Usage: soak_pressure [--seconds N] [--threads N] [--pages N]
+  --seconds N   the time [default: 3600]
+  --threads N   the number of threads, four to a process [default: 64]
+  --pages N     the pages of the limit of each group [default: 256]
+Exit codes: 0 success; 1 something was wrong; 2 bad input.";
+
 impl Arguments {
-    fn parse() -> Result<Self, Failure> {
+    /// Returns the arguments. `None`: the user has asked for help.
+    fn parse() -> Result<Option<Self>, String> {
         let mut all = Self { time: Duration::from_secs(3600), threads: 64, pages: 256 };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
-            let value = arguments.next().and_then(|value| value.parse::<u64>().ok());
-            let value =
-                value.filter(|value| *value > 0).ok_or_else(|| format!("{name} needs a number above 0"))?;
+            if matches!(name.as_str(), "-h" | "--help") {
+                return Ok(None);
+            }
+            if !matches!(name.as_str(), "--seconds" | "--threads" | "--pages") {
+                return Err(format!("{name}: the options are --seconds, --threads and --pages"));
+            }
+            let text = arguments.next().ok_or_else(|| format!("{name} needs a number"))?;
+            let value = text.parse::<u64>().ok().filter(|value| *value > 0);
+            let value = value.ok_or_else(|| format!("{name} {text}: a number above 0 is needed"))?;
             match name.as_str() {
                 "--seconds" => all.time = Duration::from_secs(value),
                 "--threads" => all.threads = value as usize,
-                "--pages" => all.pages = value,
-                _ => return Err(format!("{name}: the options are --seconds, --threads and --pages").into()),
+                _ => all.pages = value,
             }
         }
-        Ok(all)
+        Ok(Some(all))
     }
 }
 
@@ -376,7 +388,18 @@ impl Worker<'_> {
 static WRONG: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
-    match Arguments::parse().and_then(|arguments| soak(&arguments)) {
+    let arguments = match Arguments::parse() {
+        Ok(Some(arguments)) => arguments,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(wrong) => {
+            eprintln!("soak_pressure: {wrong}");
+            return ExitCode::from(2);
+        }
+    };
+    match soak(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("soak_pressure: {failure}");
