@@ -104,3 +104,22 @@ fn a_page_that_was_used_once_is_tried_once() {
     assert!(reclaimed > 6 * frames, "{reclaimed} of {places} pages were taken");
     assert!(young * 4 < reclaimed, "{young} tries found a page in use, and {reclaimed} took one");
 }
+
+/// A page that more processes map than one search tries is found in all of them: by this search and by later ones, which pass over the
+/// entries that are taken.
+#[test]
+fn a_page_that_1200_processes_share_goes_to_swap() {
+    let limits = Limits { shared_entries: u64::MAX, ..Limits::default() };
+    let engine = Engine::new(Soft::new(64).unwrap(), limits).unwrap();
+    engine.add_swap(Arc::new(CompressedMemory::new(64, usize::MAX).unwrap())).unwrap();
+    let parent: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine).unwrap();
+    parent.map(MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    parent.store_u64(at(0), 7).unwrap();
+    let children: Vec<_> = (0..1200).map(|_| parent.fork().unwrap()).collect();
+    children.iter().for_each(|child| assert_eq!(child.load_u64(at(0)), Ok(7)));
+    for _ in 0..100 {
+        engine.reclaim(1);
+    }
+    assert_eq!(engine.frame_usage().used, 1, "the page stays in memory");
+    children.iter().for_each(|child| assert_eq!(child.load_u64(at(0)), Ok(7)));
+}

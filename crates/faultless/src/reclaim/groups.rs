@@ -13,6 +13,7 @@ use crate::host::{Frame, GroupId};
 use crate::sync::Sections;
 use alloc::vec::Vec;
 use core::mem;
+use core::ops::DerefMut;
 
 /// The number of frames that are sorted in one call.
 const SORTED: u64 = 4 * MANY_LOOKS;
@@ -23,7 +24,13 @@ const CALLS: u32 = 64;
 /// The greatest number of calls between two such searches. A group that needs its strays makes more before it runs out of memory.
 const MOST_CALLS: u32 = CALLS << 3;
 
-/// The part of the pages in the queues whose number bounds the arrivals of which a call forgets the first use: one of so many.
+/// The greatest number of looks between two times that arrivals are gathered. It bounds the number of arrivals of a time.
+const MOST_LOOKS: u64 = 1024;
+
+/// The number of arrivals that are put into the queues at a time.
+const TOGETHER: usize = 32;
+
+/// The part of the pages in the queues that bounds the arrivals of a slot whose first use is forgotten: one of so many.
 const FORGOTTEN_PART: u64 = 8;
 
 /// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
@@ -213,46 +220,52 @@ impl<P: ReclaimPolicy> Queues<P> {
         self.each().map(|(_, one)| one.length(Kinds::All)).sum()
     }
 
-    /// Fills `batch` with the next frames of `wanted`, all of one class.
+    /// Fills `batch` with the next frames of `wanted`, all of one class. `None`: arrivals are to be gathered before ([`gather`]).
+    /// `has_gathered`: the caller has just done so.
     pub fn next_victims(
         &mut self,
         folios: &impl Folios,
         sections: &Sections,
         wanted: Wanted,
+        has_gathered: bool,
         batch: &mut [Frame],
-    ) -> Victims {
-        // Gathering looks at each slot, so it is not done for each batch.
-        let is_due = self.looks_since_gathering >= (self.length() / 32).max(BATCH as u64);
-        let mut is_gathered = wanted.gathers || is_due;
-        if is_gathered {
-            self.gather(folios, sections);
+    ) -> Option<Victims> {
+        if !has_gathered && (wanted.gathers || self.is_gathering_due()) {
+            return None;
         }
-        loop {
-            while let Some(class) = self.choose(sections, wanted) {
-                let mut victims = self.offer(folios, class, batch);
-                if victims.count == 0 {
-                    continue;
-                }
-                if victims.count < batch.len() && !is_gathered && self.of(class).length() == 0 {
-                    self.gather(folios, sections);
-                    let more = self.offer(folios, class, &mut batch[victims.count..]);
-                    victims.count += more.count;
-                    victims.takes_young |= more.takes_young;
-                }
-                self.unsorted = None;
-                self.search_if_few(folios, sections, wanted.of);
-                return victims;
+        while let Some(class) = self.choose(sections, wanted) {
+            let victims = self.offer(folios, class, batch);
+            if victims.count == 0 {
+                continue;
             }
-            if is_gathered {
-                break;
+            if victims.count < batch.len() && self.of(class).length() == 0 {
+                // The next call is to find more.
+                self.looks_since_gathering = self.length().max(MOST_LOOKS);
             }
-            self.gather(folios, sections);
-            is_gathered = true;
+            self.unsorted = None;
+            self.search_if_few(folios, sections, wanted.of);
+            return Some(victims);
+        }
+        if !has_gathered {
+            return None;
         }
         let is_part = wanted.of != GroupId::ROOT || wanted.kinds != Kinds::All;
         let is_delayed = is_part && (self.sort(folios) || self.unsorted.is_some());
         let class = Class { group: wanted.of, kind: PageKind::File };
-        Victims { class, count: 0, length: 0, takes_young: false, is_delayed }
+        Some(Victims { class, count: 0, length: 0, takes_young: false, is_delayed })
+    }
+
+    /// Returns whether arrivals are to be gathered. That looks at each slot, so it is not done for each batch.
+    fn is_gathering_due(&self) -> bool {
+        self.looks_since_gathering >= (self.length() / 32).clamp(BATCH as u64, MOST_LOOKS)
+    }
+
+    /// Begins to gather. Returns the greatest number of arrivals of a slot whose first use is forgotten.
+    fn begin_gathering(&mut self) -> u64 {
+        let looks = mem::take(&mut self.looks_since_gathering);
+        // After many looks, or if many have arrived, most came long ago. Then their bits tell more than the first use.
+        let most = self.length() / FORGOTTEN_PART;
+        if looks <= most && !mutant!("first_use_stays") { most } else { 0 }
     }
 
     /// Searches for strays of `group` and those below, if less than half of the pages for which they pay are in queues of their own.
@@ -382,23 +395,31 @@ impl<P: ReclaimPolicy> Queues<P> {
             self.of(class).policy.reported(folios, frame, origin, report);
         }
     }
+}
 
-    /// Puts the arrivals of all slots into the policy's queues, also of slots whose threads have ended.
-    fn gather(&mut self, folios: &impl Folios, sections: &Sections) {
-        self.looks_since_gathering = 0;
-        // If many have arrived, most came long ago: their bits tell more than the first use, and would soon be asked for.
-        let mut forgotten = (self.length() / FORGOTTEN_PART).min(MANY_LOOKS);
-        sections.each_arrivals(|arrivals| {
-            let mut gathered = Gathered::from(arrivals, folios);
-            while let Some((frame, distance)) = gathered.next(folios) {
-                if let Some(left) = forgotten.checked_sub(1)
-                    && !mutant!("first_use_stays")
-                {
-                    forgotten = left;
-                    folios.forget_first_use(frame.frame());
-                }
-                self.arrive(folios, frame, distance);
+/// Puts the arrivals of all slots into the queues, also of slots whose threads have ended. `lock` returns the queues under their lock, which
+/// is held for [`TOGETHER`] arrivals at a time. Meanwhile the others are in no queue, as frames that were offered.
+///
+/// The access of the fault that brought a page is no sign that the page will be used again. So the first use is forgotten, in no lock,
+/// unless most pages have arrived long ago.
+pub(crate) fn gather<P: ReclaimPolicy, Q: DerefMut<Target = Queues<P>>>(
+    folios: &impl Folios,
+    sections: &Sections,
+    lock: impl Fn() -> Q,
+) {
+    let most_forgotten = lock().begin_gathering();
+    sections.each_arrivals(|arrivals| {
+        let mut gathered = Gathered::from(arrivals, folios);
+        let forgets = gathered.count() <= most_forgotten;
+        while gathered.count() != 0 {
+            if forgets {
+                gathered.oldest(folios).take(TOGETHER).for_each(|frame| folios.forget_first_use(frame));
             }
-        });
-    }
+            let mut queues = lock();
+            for _ in 0..TOGETHER {
+                let Some((frame, distance)) = gathered.next(folios) else { break };
+                queues.arrive(folios, frame, distance);
+            }
+        }
+    });
 }

@@ -54,7 +54,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 pub(crate) use file_pages::Taking;
 pub(crate) use groups::{Class, Kinds, PageKind};
-use groups::{Lists, Queues, Victims, Wanted};
+use groups::{Lists, Queues, Victims, Wanted, gather};
 use order::Policy;
 pub use order::ReclaimOrder;
 use policy::Report;
@@ -65,8 +65,9 @@ use space_head::Found;
 pub(crate) use space_head::{Reach, Refusal, SpaceHead, Victim, VictimKind};
 pub(crate) use walk::Reclaimed;
 
-/// The number of looks at the lock of the queues before a thread sleeps: some microseconds.
-const LOOKS_AT_LOCK: usize = 256;
+/// The number of tries to take the lock of the queues before a thread sleeps. The pause after each is twice that before: together some
+/// microseconds.
+const TRIES_OF_LOCK: u32 = 8;
 
 /// The state of an engine's reclaim.
 pub(crate) struct Reclaim {
@@ -191,15 +192,17 @@ impl<H: Host> Engine<H> {
         Shadow::new(self.evictions(class).load(plain::Ordering::Relaxed))
     }
 
-    /// Takes the lock of the queues. Threads of one group run out of frames at the same time, and one has the lock for about as long as
-    /// another would take to fall asleep. So it looks for a while before it sleeps.
+    /// Takes the lock of the queues. Threads of one group run out of frames at the same time, and one has the lock for less time than
+    /// another needs to fall asleep and to wake. So it tries for a while before it sleeps.
     fn lock_queues(&self) -> MutexGuard<'_, Queues<Policy>> {
-        if !cfg!(loom) {
-            for _ in 0..LOOKS_AT_LOCK {
+        self.assert_may_sleep("a lock");
+        if cfg!(all(feature = "std", not(loom))) {
+            for tries in 0..TRIES_OF_LOCK {
                 if let Some(queues) = self.reclaim.queues.try_lock() {
                     return queues;
                 }
-                core::hint::spin_loop();
+                // Each try takes the line of the lock from its holder.
+                (0..1 << tries).for_each(|_| core::hint::spin_loop());
             }
         }
         self.lock(&self.reclaim.queues)
@@ -209,7 +212,15 @@ impl<H: Host> Engine<H> {
     /// ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have another page, by the time the caller
     /// looks.
     fn next_victims(&self, wanted: Wanted, batch: &mut [Frame]) -> Victims {
-        self.lock_queues().next_victims(self, self.sections(), wanted, batch)
+        let mut has_gathered = false;
+        loop {
+            let victims = self.lock_queues().next_victims(self, self.sections(), wanted, has_gathered, batch);
+            if let Some(victims) = victims {
+                return victims;
+            }
+            gather(self, self.sections(), || self.lock_queues());
+            has_gathered = true;
+        }
     }
 
     /// Takes the result for a frame of `class` that [`Engine::next_victims`] has returned. It counts the use of a page that was

@@ -3,7 +3,7 @@
 //! ```text
 //!  fault ─ push ─► arrivals of its slot ─┐
 //!  fault ─ push ─► arrivals of its slot ─┴─ gather, oldest first ─► a queue ─ take ─► reclaim ─ claim ─► a queue
-//!  └──────── no lock ───────────────────┘  └────────────────── under the lock of `Queues` ───────────────────┘
+//!  └────────────────── no lock ────────────────────────────┘     └────── under the lock of `Queues` ──────────┘
 //! ```
 //! All are linked through one word of the folio, its *link*:
 //!
@@ -54,8 +54,8 @@ pub(crate) trait Folios {
         true
     }
 
-    /// Clears the accessed bit of the page of `frame`, if one entry alone maps it. For a page that has arrived: its first use is no sign
-    /// that it will be used again.
+    /// Clears the accessed bit of the entry that the home of `frame` names, if that maps the page and one space alone has the table. The
+    /// caller is in no section, and has no lock.
     fn forget_first_use(&self, _frame: Frame) {}
 
     /// Returns the link of `frame`'s folio.
@@ -165,14 +165,19 @@ impl Claimed {
 
 /// The arrivals of one slot, taken off its stack.
 #[must_use = "arrivals that are put into no queue are lost"]
-pub(crate) struct Gathered(u64);
+pub(crate) struct Gathered {
+    /// The number of the oldest frame, plus one; 0: none.
+    oldest: u64,
+    /// The number of frames.
+    count: u64,
+}
 
 impl Gathered {
     /// Takes all `arrivals`. [`Gathered::next`] returns them, the oldest first.
     pub fn from(arrivals: &Arrivals, folios: &impl Folios) -> Self {
         // The chain begins with the youngest. Acquire, partner: `Arrivals::push`.
         let youngest = arrivals.0.swap(Arrivals::EMPTY, Ordering::Acquire);
-        let (mut frame, mut younger) = (frame_of(youngest), 0);
+        let (mut frame, mut younger, mut count) = (frame_of(youngest), 0, 0);
         while let Some(arrived) = frame {
             let link = folios.link(arrived);
             let old = link.load(Ordering::Relaxed);
@@ -183,15 +188,30 @@ impl Gathered {
                 link.swap(new, Ordering::AcqRel);
             }
             (frame, younger) = (frame_of(old), number(arrived));
+            count += 1;
         }
-        Self(younger)
+        Self { oldest: younger, count }
+    }
+
+    /// Returns the number of arrivals that [`Gathered::next`] has not returned yet.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Returns the arrivals that are left, the oldest first.
+    pub fn oldest(&self, folios: &impl Folios) -> impl Iterator<Item = Frame> {
+        // Acquire, as for each link. Only this thread changes the links of these frames, but for QUEUED.
+        core::iter::successors(frame_of(self.oldest), |frame| {
+            frame_of(folios.link(*frame).load(Ordering::Acquire))
+        })
     }
 
     /// Takes the oldest arrival off, with the distance of its refault.
     pub fn next(&mut self, folios: &impl Folios) -> Option<(Claimed, Distance)> {
-        let frame = frame_of(self.0)?;
+        let frame = frame_of(self.oldest)?;
         let link = folios.link(frame).swap(QUEUED, Ordering::AcqRel);
-        self.0 = link & NEXT;
+        self.oldest = link & NEXT;
+        self.count -= 1;
         Some((Claimed(frame), Distance::of_link(link)))
     }
 }

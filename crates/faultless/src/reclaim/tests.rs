@@ -2,7 +2,7 @@
 
 use super::ageing::{BATCH, PASSES};
 use super::generations::Generations;
-use super::groups::{Class, PageKind, Queues, Victims, Wanted};
+use super::groups::{Class, PageKind, Queues, Victims, Wanted, gather};
 use super::policy::{ReclaimPolicy, Report, Shadow};
 use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
 use super::small_main::SmallMain;
@@ -10,6 +10,7 @@ use crate::frame::{Folio, Reference};
 use crate::host::{Frame, GroupId};
 use crate::sync::{Sections, SlotIndex};
 use crate::tables::Home;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -63,6 +64,22 @@ impl Random {
     }
 }
 
+/// Returns the next frames, as the engine does.
+fn next_victims<P: ReclaimPolicy>(
+    queues: &RefCell<Queues<P>>,
+    frames: &Frames,
+    sections: &Sections,
+    batch: &mut [Frame],
+) -> Victims {
+    let next = |has_gathered, batch: &mut [Frame]| {
+        queues.borrow_mut().next_victims(frames, sections, ROOT, has_gathered, batch)
+    };
+    next(false, batch).unwrap_or_else(|| {
+        gather(frames, sections, || queues.borrow_mut());
+        next(true, batch).unwrap()
+    })
+}
+
 /// A cache of pages for a trace.
 trait Cache {
     /// Accesses `page`. Returns whether it was in memory.
@@ -77,7 +94,7 @@ trait Cache {
 struct Machine<P> {
     frames: Frames,
     sections: Sections,
-    ageing: Queues<P>,
+    ageing: RefCell<Queues<P>>,
     /// The page in each frame, and its accessed bit.
     pages: Vec<Option<(u64, bool)>>,
     places: HashMap<u64, usize>,
@@ -91,7 +108,7 @@ impl<P: ReclaimPolicy> Machine<P> {
         Self {
             frames: Frames::new(frames),
             sections: Sections::new(),
-            ageing: Queues::default(),
+            ageing: RefCell::default(),
             pages: vec![None; frames],
             places: HashMap::new(),
             shadows: HashMap::new(),
@@ -107,19 +124,19 @@ impl<P: ReclaimPolicy> Machine<P> {
         self.shadows.insert(page, Shadow::new(self.evictions));
         self.evictions += 1;
         self.free.push(number);
-        self.ageing.report(&self.frames, ANONYMOUS, frame(number), Report::Freed);
+        self.ageing.borrow_mut().report(&self.frames, ANONYMOUS, frame(number), Report::Freed);
     }
 
     fn reclaim(&mut self) {
         let mut batch = [frame(0); BATCH];
         let Victims { count, takes_young, .. } =
-            self.ageing.next_victims(&self.frames, &self.sections, ROOT, &mut batch);
+            next_victims(&self.ageing, &self.frames, &self.sections, &mut batch);
         assert_ne!(count, 0, "all frames are in use, and none is in a queue");
         for victim in &batch[..count] {
             let number = usize::try_from(victim.get()).unwrap();
             let (_, accessed) = self.pages[number].as_mut().expect("a free frame is offered");
             if std::mem::take(accessed) && !takes_young {
-                self.ageing.report(&self.frames, ANONYMOUS, *victim, Report::Young);
+                self.ageing.borrow_mut().report(&self.frames, ANONYMOUS, *victim, Report::Young);
             } else {
                 self.evict(number);
             }
@@ -255,24 +272,26 @@ fn misses_are_not_more_than_those_of_lru_on_zipf() {
 
 /// A page whose accessed bit is set at each look. It is offered with the demand to take it within PASSES + 1 passes.
 fn pages_that_are_always_young_are_demanded<P: ReclaimPolicy>(pages: usize) {
-    let (frames, sections, mut ageing) = (Frames::new(pages), Sections::new(), Queues::<P>::default());
+    let (frames, sections, ageing) = (Frames::new(pages), Sections::new(), RefCell::<Queues<P>>::default());
     for number in 0..pages {
         frames.0[number].begin_anonymous(Home::NONE);
         sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
     }
     let (mut batch, mut offers) = ([frame(0); BATCH], 0);
     let demanded = loop {
-        let Victims { count, takes_young, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+        let Victims { count, takes_young, .. } = next_victims(&ageing, &frames, &sections, &mut batch);
         assert_ne!(count, 0);
         if takes_young {
             break batch[count - 1];
         }
         offers += count;
         assert!(offers <= (PASSES as usize + 1) * pages + BATCH, "not demanded after {offers} offers");
-        batch[..count].iter().for_each(|frame| ageing.report(&frames, ANONYMOUS, *frame, Report::Young));
+        batch[..count]
+            .iter()
+            .for_each(|frame| ageing.borrow_mut().report(&frames, ANONYMOUS, *frame, Report::Young));
     };
-    ageing.report(&frames, ANONYMOUS, demanded, Report::Taken);
-    let victims = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+    ageing.borrow_mut().report(&frames, ANONYMOUS, demanded, Report::Taken);
+    let victims = next_victims(&ageing, &frames, &sections, &mut batch);
     assert!(!victims.takes_young, "progress ends the demand");
 }
 
@@ -287,13 +306,13 @@ fn a_page_that_is_always_young_is_demanded_in_the_end() {
 fn the_first_batch_of_a_small_memory_demands_no_young_page() {
     for pages in [1, 3, 16, 63] {
         let (frames, sections) = (Frames::new(pages), Sections::new());
-        let mut ageing = Queues::<SmallMain>::default();
+        let ageing = RefCell::<Queues<SmallMain>>::default();
         for number in 0..pages {
             frames.0[number].begin_anonymous(Home::NONE);
             sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
         }
         let mut batch = [frame(0); BATCH];
-        let victims = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+        let victims = next_victims(&ageing, &frames, &sections, &mut batch);
         assert_eq!((victims.count, victims.takes_young), (pages, false));
     }
 }
@@ -366,7 +385,7 @@ fn many_threads_lose_nothing<P: ReclaimPolicy>() {
     const THREADS: usize = 4;
     const EACH: usize = 100;
     let (frames, sections) = (Frames::new(THREADS * EACH), Sections::new());
-    let (mut ageing, running) = (Queues::<P>::default(), AtomicUsize::new(THREADS));
+    let (ageing, running) = (RefCell::<Queues<P>>::default(), AtomicUsize::new(THREADS));
     let mut batch = [frame(0); BATCH];
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -391,13 +410,15 @@ fn many_threads_lose_nothing<P: ReclaimPolicy>() {
             if running.load(Ordering::Relaxed) == 0 {
                 break;
             }
-            let Victims { count, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
-            batch[..count].iter().for_each(|frame| ageing.report(&frames, ANONYMOUS, *frame, report));
+            let Victims { count, .. } = next_victims(&ageing, &frames, &sections, &mut batch);
+            batch[..count]
+                .iter()
+                .for_each(|frame| ageing.borrow_mut().report(&frames, ANONYMOUS, *frame, report));
         }
     });
     let mut found = HashSet::new();
     loop {
-        let Victims { count, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+        let Victims { count, .. } = next_victims(&ageing, &frames, &sections, &mut batch);
         if count == 0 {
             break;
         }
@@ -408,7 +429,7 @@ fn many_threads_lose_nothing<P: ReclaimPolicy>() {
     let in_use = (0..frames.0.len()).filter(|number| !frames.0[*number].is_free()).count();
     assert!(in_use > 0);
     assert_eq!(found.len(), in_use, "a page in use is in no queue");
-    assert_eq!(ageing.length(), 0);
+    assert_eq!(ageing.borrow_mut().length(), 0);
 }
 
 #[test]
@@ -425,8 +446,8 @@ fn arrivals_of_a_thread_that_has_ended_are_gathered() {
     sections.arrivals(slot(5)).push(&frames.0[0], frame(0), Distance::NEW);
     // SAFETY: no other thread has these sections, and there is no section.
     unsafe { sections.unlist(slot(5)) };
-    let (mut ageing, mut batch) = (Queues::<SmallMain>::default(), [frame(7); BATCH]);
-    assert_eq!(ageing.next_victims(&frames, &sections, ROOT, &mut batch).count, 1);
+    let (ageing, mut batch) = (RefCell::<Queues<SmallMain>>::default(), [frame(7); BATCH]);
+    assert_eq!(next_victims(&ageing, &frames, &sections, &mut batch).count, 1);
     assert_eq!(batch[0], frame(0));
 }
 

@@ -39,9 +39,13 @@ const LOOKS: usize = 16;
 /// [`PASSES`]: super::ageing::PASSES
 const YOUNG_LOOKS: usize = 5 << 20;
 
-/// The greatest number of leaf tables in which one folio is searched for at a time. The count of its mappings decides whether it
-/// can be freed, so a search that ends early delays, and loses nothing.
+/// The greatest number of entries that one search for a folio tries. The count of its mappings decides whether it can be freed, so a
+/// search that ends early delays, and loses nothing. The next search passes over the entries that are taken.
 const RELATIVES: usize = 1000;
+
+/// The greatest number of leaf tables in which one search looks. A folio with a mapping behind so many tables of its family that do not
+/// map it is found when some of these tables have gone.
+const LOOKS_FOR_ONE: usize = 16 * RELATIVES;
 
 /// The outcome of reclaim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -491,7 +495,7 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(frame);
         let kind =
             slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
-        let (mut taken, mut refusal) = (usize::from(has_taken), Refusal::Gone);
+        let (mut taken, mut tried, mut refusal) = (usize::from(has_taken), 0, Refusal::Gone);
         stale.make_room();
         {
             let section = self.enter();
@@ -511,12 +515,15 @@ impl<H: Host> Engine<H> {
                         Ok(()) => taken += 1,
                         Err(why) => refusal = why,
                     }
+                    if took != Err(Refusal::Gone) || mutant!("relatives_are_tries") {
+                        tried += 1;
+                    }
                     // A page that is used, locked or pinned somewhere stays everywhere.
                     let stays = matches!(took, Err(Refusal::Young | Refusal::Locked | Refusal::Pinned));
-                    !stays && folio.mappings() != 0 && stale.has_room()
+                    !stays && folio.mappings() != 0 && stale.has_room() && tried < RELATIVES
                 };
                 if places.entry.is_none_or(&mut ask) {
-                    places.relatives(&section).take(RELATIVES).all(ask);
+                    places.relatives(&section).take(LOOKS_FOR_ONE).all(ask);
                 }
             }
         }
