@@ -12,7 +12,7 @@ use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::swap::{CompressedMemory, RemoveSwapError, StoreDevice, SwapDevice, SwapError};
 use faultless::{
     AddressSpace, Advice, Engine, FaultError, File, ForkError, Largest, LimitConfig, Limits, MapRequest,
-    MemoryLimit, MemoryLimitError,
+    MemoryLimit, MemoryLimitError, Placement,
 };
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -355,4 +355,30 @@ fn a_fault_without_memory_for_a_swap_in_takes_no_page() {
         world.fails_alone(after(world.swapped, 1), *n)
     });
     assert_ne!(failed.count(), 0, "the read needs no memory: the test shows nothing");
+}
+
+/// The same for the table of the first page of a range.
+#[test]
+#[ignore = "fails: the fault reclaims until no page of the machine can be taken"]
+fn a_fault_without_memory_for_a_table_takes_no_page() {
+    let world = Roomy::new();
+    // Far away from all tables.
+    let at = Placement::Fixed(VirtAddr::new(1 << 40));
+    let untouched = world.space.map(MapRequest::anonymous(PAGE_SIZE).at(at)).unwrap();
+    assert!(world.fails_alone(untouched, 1), "the page needs no table: the test shows nothing");
+}
+
+/// The same for the place of a new page in a file without a store.
+#[test]
+#[ignore = "fails: the fault reclaims until no page of the machine can be taken"]
+fn a_fault_without_memory_for_a_place_in_a_file_takes_no_page() {
+    let world = Roomy::new();
+    let file = File::in_memory(&world.engine, PAGE_SIZE).unwrap();
+    let rights = Protection::READ | Protection::WRITE;
+    let beside = world.space.map(MapRequest::anonymous(2 * PAGE_SIZE)).unwrap();
+    // Its table is there.
+    world.space.store_u64(beside, 7).unwrap();
+    let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, rights);
+    let new = world.space.map(request.at(Placement::Fixed(after(beside, 1)))).unwrap();
+    assert!(world.fails_alone(new, 1), "the page needs no place: the test shows nothing");
 }
