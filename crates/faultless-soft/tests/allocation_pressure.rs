@@ -6,12 +6,13 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::protection::Protection;
+use faultless::protection::{Access, Protection};
+use faultless::stats::Counter;
 use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::swap::{CompressedMemory, RemoveSwapError, StoreDevice, SwapDevice, SwapError};
 use faultless::{
-    AddressSpace, Advice, Engine, FaultError, File, ForkError, LimitConfig, Limits, MapRequest, MemoryLimit,
-    MemoryLimitError,
+    AddressSpace, Advice, Engine, FaultError, File, ForkError, Largest, LimitConfig, Limits, MapRequest,
+    MemoryLimit, MemoryLimitError, Placement,
 };
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -275,4 +276,109 @@ fn a_device_is_removed_and_another_one_added() {
             Err(error) => panic!("{error}"),
         }
     });
+}
+
+/// A machine with free frames, and with clean pages of a file, which reclaim could take at once.
+struct Roomy {
+    engine: Arc<Engine<Soft>>,
+    space: Space,
+    /// Pages of a file. The first [`Roomy::READ`] are in memory.
+    file: VirtAddr,
+    /// Two anonymous pages, which are in slots on a device that has to be read.
+    swapped: VirtAddr,
+}
+
+impl Roomy {
+    const FILE: u64 = 128;
+    const READ: u64 = 100;
+
+    fn new() -> Self {
+        let engine = Engine::new(Soft::new(512).unwrap(), Limits::default()).unwrap();
+        engine.add_swap(Arc::new(StoreDevice::new(Memory::new()).unwrap())).unwrap();
+        engine.end_victims(Box::new(Largest)).unwrap();
+        let space = Space::new(&engine).unwrap();
+        let swapped = space.map(MapRequest::anonymous(2 * PAGE_SIZE)).unwrap();
+        // Not one word all over, which needs no device.
+        (0..2).for_each(|page| space.store_u64(after(swapped, page), page + 1).unwrap());
+        while engine.frame_usage().used != 1 {
+            engine.reclaim(2);
+        }
+        let file = File::open(&engine, Arc::new(Memory::new())).unwrap();
+        let request = MapRequest::file(&file, 0, Self::FILE * PAGE_SIZE, Protection::READ);
+        let file = space.map(request).unwrap();
+        (0..Self::READ).for_each(|page| assert_eq!(space.load_u64(after(file, page)), Ok(0)));
+        Self { engine, space, file, swapped }
+    }
+
+    /// Makes a fault at `address` with all allocations failing from the `n`-th on. Returns whether it failed. Then it is a typed error, no
+    /// page was taken, and no space was ended. The fault is served when the allocator has memory again.
+    #[track_caller]
+    fn fails_alone(&self, address: VirtAddr, n: u64) -> bool {
+        let used = self.engine.frame_usage().used;
+        let evictions = self.engine.statistics().get(Counter::Evictions);
+        let fault = || self.space.fault_and_wait(address, Access::Read).map(drop);
+        let (result, has_failed) = with_failure(n, true, fault);
+        let Err(error) = result else { return false };
+        assert!(has_failed && matches!(error, FaultError::OutOfMemory { .. }), "{error}");
+        let usage = self.engine.frame_usage();
+        assert!(usage.used <= used + 1, "{usage:?}");
+        let statistics = self.engine.statistics();
+        let taken = statistics.get(Counter::Evictions) - evictions;
+        assert_eq!(
+            taken,
+            0,
+            "allocation {n}: pages were taken, and the machine has {} free frames",
+            usage.limit - usage.used
+        );
+        assert_eq!(statistics.get(Counter::VictimsEnded), 0, "allocation {n}");
+        self.space.fault_and_wait(address, Access::Read).unwrap();
+        (0..Self::READ).for_each(|page| assert_eq!(self.space.load_u64(after(self.file, page)), Ok(0)));
+        true
+    }
+}
+
+/// A fault that gets no memory for the read of a file's page fails. The lack of the allocator is no lack of frames: nobody gives a page.
+#[test]
+fn a_fault_without_memory_for_a_read_takes_no_page() {
+    let failed = (1..20).take_while(|n| {
+        let world = Roomy::new();
+        world.fails_alone(after(world.file, Roomy::READ + 20), *n)
+    });
+    assert_ne!(failed.count(), 0, "the read needs no memory: the test shows nothing");
+}
+
+/// The same for a page that is to be read from its slot.
+#[test]
+fn a_fault_without_memory_for_a_swap_in_takes_no_page() {
+    let failed = (1..20).take_while(|n| {
+        let world = Roomy::new();
+        world.fails_alone(after(world.swapped, 1), *n)
+    });
+    assert_ne!(failed.count(), 0, "the read needs no memory: the test shows nothing");
+}
+
+/// The same for the table of the first page of a range.
+#[test]
+#[ignore = "fails: the fault reclaims until no page of the machine can be taken"]
+fn a_fault_without_memory_for_a_table_takes_no_page() {
+    let world = Roomy::new();
+    // Far away from all tables.
+    let at = Placement::Fixed(VirtAddr::new(1 << 40));
+    let untouched = world.space.map(MapRequest::anonymous(PAGE_SIZE).at(at)).unwrap();
+    assert!(world.fails_alone(untouched, 1), "the page needs no table: the test shows nothing");
+}
+
+/// The same for the place of a new page in a file without a store.
+#[test]
+#[ignore = "fails: the fault reclaims until no page of the machine can be taken"]
+fn a_fault_without_memory_for_a_place_in_a_file_takes_no_page() {
+    let world = Roomy::new();
+    let file = File::in_memory(&world.engine, PAGE_SIZE).unwrap();
+    let rights = Protection::READ | Protection::WRITE;
+    let beside = world.space.map(MapRequest::anonymous(2 * PAGE_SIZE)).unwrap();
+    // Its table is there.
+    world.space.store_u64(beside, 7).unwrap();
+    let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, rights);
+    let new = world.space.map(request.at(Placement::Fixed(after(beside, 1)))).unwrap();
+    assert!(world.fails_alone(new, 1), "the page needs no place: the test shows nothing");
 }

@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 
 mod background;
+mod background_end;
 mod devices;
 mod dirty;
 mod eviction;
@@ -9,6 +10,8 @@ mod file_refaults;
 mod first_touch;
 mod hammer;
 mod homes;
+mod hopeless_groups;
+mod isolation;
 mod limit;
 mod limit_files;
 mod liveness;
@@ -23,6 +26,7 @@ mod reclaim_queues;
 mod remap_limits;
 mod scarce;
 mod shared_memory_advice;
+mod shared_memory_cuts;
 mod shared_memory_in_swap;
 mod shared_memory_pressure;
 mod stuck;
@@ -33,6 +37,7 @@ mod swapoff;
 mod unshare;
 mod values;
 mod victim;
+mod victim_files;
 mod waits;
 #[path = "../zeros/mod.rs"]
 mod zeros;

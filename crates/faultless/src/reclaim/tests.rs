@@ -1,5 +1,7 @@
 //! Policies on traces, without an engine, and queues with many threads.
 
+mod progress;
+
 use super::ageing::{BATCH, PASSES};
 use super::generations::Generations;
 use super::groups::{Class, PageKind, Queues, Victims, Wanted, gather};

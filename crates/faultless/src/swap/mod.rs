@@ -50,7 +50,7 @@ mod slot;
 mod steps;
 mod table;
 #[cfg(all(test, feature = "std", not(loom)))]
-mod tests;
+pub(crate) mod tests;
 mod transfer;
 mod window;
 mod write_out;

@@ -13,18 +13,18 @@ use crate::store::StoreError;
 use core::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
-pub(super) const PAGE: usize = PAGE_SIZE as usize;
+pub(crate) const PAGE: usize = PAGE_SIZE as usize;
 const FRAMES: usize = 256;
 
 #[repr(align(4096))]
 struct Page(#[expect(dead_code, reason = "read and written by its address")] [u8; PAGE]);
 
-pub(super) struct Machine {
+pub(crate) struct Machine {
     frames: Memory,
     services: StdServices,
 }
 
-pub(super) struct Memory {
+pub(crate) struct Memory {
     folios: Vec<Folio>,
     /// The frames' bytes: from a box that is dropped with this.
     pages: NonNull<[Page]>,
@@ -93,7 +93,7 @@ unsafe impl FrameSource for Memory {
 }
 
 /// No test has a space.
-pub(super) enum NoTable {}
+pub(crate) enum NoTable {}
 
 // SAFETY: there is no value of the type.
 unsafe impl PageTable for NoTable {
@@ -189,13 +189,13 @@ unsafe impl StdHost for Machine {
 }
 
 /// An engine with swap devices, and the pages of a test.
-pub(super) struct World(pub(super) Arc<Engine<Machine>>);
+pub(crate) struct World(pub(crate) Arc<Engine<Machine>>);
 
 /// The slot and the generation that an entry names.
-pub(super) type Swapped = (Slot, u16);
+pub(crate) type Swapped = (Slot, u16);
 
 impl World {
-    pub(super) fn new(devices: &[Arc<dyn SwapDevice>]) -> Self {
+    pub(crate) fn new(devices: &[Arc<dyn SwapDevice>]) -> Self {
         let pages: Box<[Page]> = (0..FRAMES).map(|_| Page([0xaa; PAGE])).collect();
         let frames = Memory {
             folios: (0..FRAMES).map(|_| Folio::new()).collect(),
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// Takes a frame, and waits for writes if there is none.
-    pub(super) fn frame(&self) -> Frame {
+    pub(crate) fn frame(&self) -> Frame {
         let transfers = || self.0.cache.transfers.load(crate::sync::plain::Ordering::Relaxed);
         loop {
             // Looked at first: a write that ends in between has freed its frame.
@@ -224,7 +224,7 @@ impl World {
     }
 
     /// Returns a frame of a page that was unmapped and is pinned and isolated.
-    pub(super) fn page(&self, bytes: &[u8; PAGE]) -> Frame {
+    pub(crate) fn page(&self, bytes: &[u8; PAGE]) -> Frame {
         let frames = self.0.frames();
         let frame = self.frame();
         frames.write(frame, 0, bytes);
@@ -234,14 +234,14 @@ impl World {
     }
 
     /// Attaches a page to a slot that one entry names.
-    pub(super) fn attach(&self, frame: Frame) -> Option<Swapped> {
+    pub(crate) fn attach(&self, frame: Frame) -> Option<Swapped> {
         let (slot, generation) = self.0.attach_slot(frame)?;
         assert!(self.0.try_count_slot(slot, generation));
         Some((slot, generation))
     }
 
     /// Attaches the pages to slots, and writes them out.
-    pub(super) fn write_out(&self, pages: &[[u8; PAGE]]) -> (Vec<Swapped>, Vec<Frame>, WrittenOut) {
+    pub(crate) fn write_out(&self, pages: &[[u8; PAGE]]) -> (Vec<Swapped>, Vec<Frame>, WrittenOut) {
         let frames: Vec<_> = pages.iter().map(|page| self.page(page)).collect();
         let slots = frames.iter().map(|frame| self.attach(*frame).expect("a place")).collect();
         let out = self.0.write_out(&mut frames.clone());
@@ -249,14 +249,14 @@ impl World {
     }
 
     /// Writes a page out, and waits until its frame is free.
-    pub(super) fn swap_out(&self, page: &[u8; PAGE]) -> Swapped {
+    pub(crate) fn swap_out(&self, page: &[u8; PAGE]) -> Swapped {
         let (slots, ..) = self.write_out(core::slice::from_ref(page));
         self.wait_until(|| self.0.slot_frame(slots[0].0).is_none());
         slots[0]
     }
 
     /// Pins the page of an entry, and reads it first if it is not in memory. Returns the frame when the read has ended.
-    pub(super) fn pin(&self, (slot, generation): Swapped) -> Result<Frame, StoreError> {
+    pub(crate) fn pin(&self, (slot, generation): Swapped) -> Result<Frame, StoreError> {
         let frame = loop {
             match self.0.pin_cached(slot) {
                 Cached::Pinned(frame) => break frame,
@@ -283,18 +283,18 @@ impl World {
         }
     }
 
-    pub(super) fn unpin(&self, frame: Frame) {
+    pub(crate) fn unpin(&self, frame: Frame) {
         self.0.unpin(frame, Reference::Pin);
     }
 
     /// Lets a page of [`World::page`] go, which has no slot.
-    pub(super) fn let_go(&self, frame: Frame) {
+    pub(crate) fn let_go(&self, frame: Frame) {
         self.0.folio(frame).end_isolation();
         self.unpin(frame);
     }
 
     /// Returns the bytes of the page of an entry.
-    pub(super) fn read(&self, swapped: Swapped) -> Result<[u8; PAGE], StoreError> {
+    pub(crate) fn read(&self, swapped: Swapped) -> Result<[u8; PAGE], StoreError> {
         let frame = self.pin(swapped)?;
         let mut bytes = [0; PAGE];
         self.0.frames().read(frame, 0, &mut bytes);
@@ -303,27 +303,27 @@ impl World {
     }
 
     /// Waits for other threads.
-    pub(super) fn wait_until(&self, is_over: impl Fn() -> bool) {
+    pub(crate) fn wait_until(&self, is_over: impl Fn() -> bool) {
         while !is_over() {
             std::thread::yield_now();
         }
     }
 
-    pub(super) fn devices(&self) -> Vec<DeviceUsage> {
+    pub(crate) fn devices(&self) -> Vec<DeviceUsage> {
         self.0.swap_usage().devices
     }
 
     /// Returns the number of pages on each device.
-    pub(super) fn on_devices(&self) -> Vec<u64> {
+    pub(crate) fn on_devices(&self) -> Vec<u64> {
         self.devices().iter().map(|device| device.pages).collect()
     }
 
-    pub(super) fn count(&self, counter: Counter) -> u64 {
+    pub(crate) fn count(&self, counter: Counter) -> u64 {
         self.0.statistics().get(counter)
     }
 
     /// Drops the entries, and checks that nothing is left: invariant 7 of docs on swap space.
-    pub(super) fn end(self, entries: &[Swapped]) {
+    pub(crate) fn end(self, entries: &[Swapped]) {
         entries.iter().for_each(|(slot, _)| self.0.put_slot(*slot));
         self.wait_until(|| self.0.cache.transfers.load(crate::sync::plain::Ordering::Relaxed) == 0);
         let usage = self.0.swap_usage();
@@ -334,12 +334,12 @@ impl World {
 }
 
 /// Returns a page that LZ4 makes much smaller, and that is not one repeated word.
-pub(super) fn text(number: usize) -> [u8; PAGE] {
+pub(crate) fn text(number: usize) -> [u8; PAGE] {
     core::array::from_fn(|at| (at / 64 + number) as u8)
 }
 
 /// Returns a page that cannot be made smaller.
-pub(super) fn noise(number: usize) -> [u8; PAGE] {
+pub(crate) fn noise(number: usize) -> [u8; PAGE] {
     let mut state = number as u64 + 1;
     core::array::from_fn(|_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -2,6 +2,6 @@
 
 mod ahead;
 mod devices;
-mod machine;
+pub(crate) mod machine;
 mod remove;
 mod writes;
