@@ -359,7 +359,6 @@ fn a_fault_without_memory_for_a_swap_in_takes_no_page() {
 
 /// The same for the table of the first page of a range.
 #[test]
-#[ignore = "fails: the fault reclaims until no page of the machine can be taken"]
 fn a_fault_without_memory_for_a_table_takes_no_page() {
     let world = Roomy::new();
     // Far away from all tables.
@@ -370,7 +369,6 @@ fn a_fault_without_memory_for_a_table_takes_no_page() {
 
 /// The same for the place of a new page in a file without a store.
 #[test]
-#[ignore = "fails: the fault reclaims until no page of the machine can be taken"]
 fn a_fault_without_memory_for_a_place_in_a_file_takes_no_page() {
     let world = Roomy::new();
     let file = File::in_memory(&world.engine, PAGE_SIZE).unwrap();

@@ -69,6 +69,12 @@ impl<H: Host> Engine<H> {
         Err(full.unwrap_or(GroupId::ROOT))
     }
 
+    /// Returns whether the machine has free frames, more than threads keep at hand for themselves.
+    pub(crate) fn has_frames(&self) -> bool {
+        let usage = self.frame_usage();
+        usage.limit.saturating_sub(usage.used) >= FEW
+    }
+
     /// Notes that a fault or a call has found no room, and no page of the group `full` could be taken. `None`: the machine has no frame.
     pub(crate) fn note_out_of_memory(&self, full: Option<GroupId>) {
         full.into_iter().for_each(|full| self.sections().groups().note(full, Event::OutOfMemory, 1));

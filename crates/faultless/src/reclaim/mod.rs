@@ -251,26 +251,28 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Writes of the first
-    /// `started` of them were started. Returns the number of frames that are free now, with those whose write has ended already, as on a
-    /// device in memory.
-    fn report_taken(&self, class: Class, frames: &[Frame], started: usize) -> u64 {
+    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the number of
+    /// frames that are free now, with those whose write has ended already, as on a device in memory; and the number of those that are
+    /// being written.
+    fn report_taken(&self, class: Class, frames: &[Frame]) -> (u64, u64) {
+        let (mut freed, mut written) = (0, 0);
         if frames.is_empty() {
-            return 0;
+            return (freed, written);
         }
-        let mut freed = 0;
         let mut queues = self.lock_queues();
-        for (place, frame) in frames.iter().enumerate() {
-            if self.folio(*frame).is_free() {
+        for frame in frames {
+            let folio = self.folio(*frame);
+            if folio.is_free() {
                 freed += 1;
             } else {
-                // One that is not written is no progress.
-                let is_written = place < started;
+                // One that is not written, such as one that its device has refused, is no progress.
+                let is_written = folio.is_writeback() || mutant!("refused_is_progress");
+                written += u64::from(is_written);
                 queues.report(self, class, *frame, if is_written { Report::Taken } else { Report::Busy });
             }
         }
         queues.freed(class, freed);
-        freed
+        (freed, written)
     }
 
     /// Tries to free `pages` frames now, as `memory.reclaim` of a control group does. Returns the number of frames that it has freed.

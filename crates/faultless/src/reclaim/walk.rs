@@ -367,11 +367,10 @@ impl<H: Host> Engine<H> {
         self.sections().groups().note(class.group, Event::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);
         // With those whose write has ended already.
-        let are_free = self.report_taken(class, &frames[..out], written.started);
+        let (are_free, started) = self.report_taken(class, &frames[..out]);
         freed += are_free;
-        let started = ((written.freed + written.started) as u64).saturating_sub(are_free);
         // A page that is pinned goes when its pin does.
-        let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
+        let is_delayed = is_delayed || started != 0 || written.busy != 0;
         Batch { sum: Reclaimed { freed, started, is_delayed }, young }
     }
 

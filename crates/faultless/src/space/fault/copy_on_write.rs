@@ -61,6 +61,7 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
         }
         Found::NotReady(why) => Err(why),
         Found::NoMemory => Ok(Step::NeedMemory),
+        Found::NoPlace => Ok(Step::NeedTable),
         Found::PastEnd(error) => {
             work.refuse();
             Ok(Step::Failed(error))

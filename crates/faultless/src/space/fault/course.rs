@@ -78,6 +78,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(())
             }
             Step::NeedMemory => self.make_room((address, access), course, pending),
+            // Frames are there, so a page that is taken would be of no use.
+            Step::NeedTable if engine.has_frames() && !mutant!("tables_take_pages") => {
+                course.kept = None;
+                self.refuse_for_memory(address, access);
+                Err(FaultError::OutOfMemory { address })
+            }
+            Step::NeedTable => self.make_room((address, access), course, pending),
             Step::NeedCopy(frame) => {
                 course.source = Some(Pin::new(engine, frame));
                 self.make_room((address, access), course, pending)

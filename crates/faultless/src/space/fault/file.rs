@@ -35,6 +35,7 @@ pub(super) fn map<H: Host, D: LockingDesign>(
         Found::Ready(frame) => frame,
         Found::NotReady(why) => return Err(why),
         Found::NoMemory => return Ok(Step::NeedMemory),
+        Found::NoPlace => return Ok(Step::NeedTable),
         Found::PastEnd(error) => {
             work.refuse();
             return Ok(Step::Failed(error));
@@ -105,6 +106,8 @@ pub(super) enum Found {
     NotReady(NotReady),
     /// There is no frame for the page. Or it is mapped as often as can be counted, which is treated alike.
     NoMemory,
+    /// The allocator has no memory for the page's place in the file.
+    NoPlace,
     /// The file has no such page.
     PastEnd(FaultError),
 }
@@ -129,7 +132,8 @@ pub(super) fn find<H: Host, D: LockingDesign>(
             Ok(frame) => Found::Ready(frame),
             Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
             Err(Miss::Full(_) | Miss::InSlot | Miss::Lost(_)) => Found::NotReady(NotReady::Absent),
-            Err(Miss::NoFrame | Miss::OutOfMemory(_) | Miss::Queue(_) | Miss::Forbidden) => Found::NoMemory,
+            Err(Miss::NoFrame) => Found::NoMemory,
+            Err(Miss::OutOfMemory(_) | Miss::Queue(_) | Miss::Forbidden) => Found::NoPlace,
         };
     }
     match file.find(page, reference) {

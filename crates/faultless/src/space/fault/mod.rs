@@ -63,6 +63,8 @@ pub(in crate::space) enum Step<H: Host> {
     LookAgain,
     /// There is no frame at hand.
     NeedMemory,
+    /// The host or the allocator has no memory for a table, or for a place in a file.
+    NeedTable,
     /// There is no frame at hand for a copy of the page in this one, on which the fault has a pin.
     NeedCopy(Frame),
     /// The page of a file is not in memory, or is locked.
@@ -234,7 +236,7 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
     match step {
         Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
         Step::Swap(_) => D::after_io(attempt) == AfterIo::Hold,
-        Step::NeedMemory | Step::NeedCopy(_) => D::KEEPS_WHILE_RECLAIMING,
+        Step::NeedMemory | Step::NeedTable | Step::NeedCopy(_) => D::KEEPS_WHILE_RECLAIMING,
         _ => false,
     }
 }
@@ -296,7 +298,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 worked.result
             }
             Err(Refused::Hole | Refused::NoTable) => Step::Hole,
-            Err(Refused::OutOfMemory) => Step::NeedMemory,
+            Err(Refused::OutOfMemory) => Step::NeedTable,
         }
     }
 

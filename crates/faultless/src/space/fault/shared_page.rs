@@ -172,6 +172,6 @@ fn bring_file_page<H: Host, D: LockingDesign>(
     match file::find(work.space, work.section, address, file, page, Reference::Mapping) {
         Found::Ready(frame) => work.map_file(file, frame),
         Found::NotReady(why) => Some(super::wait(work.vma, file, page, why)),
-        Found::NoMemory | Found::PastEnd(_) => None,
+        Found::NoMemory | Found::NoPlace | Found::PastEnd(_) => None,
     }
 }
