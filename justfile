@@ -104,6 +104,14 @@ errors:
 soak-pressure *ARGS:
     cargo run --release -p faultless-soft --example soak_pressure -- {{ARGS}}
 
+# The same for ten minutes under AddressSanitizer (needs a nightly toolchain). `--threads N` and the other options follow.
+soak-pressure-asan *ARGS="--seconds 600":
+    RUSTFLAGS="-Zsanitizer=address" cargo +nightly run --release -p faultless-soft --example soak_pressure --target x86_64-unknown-linux-gnu --target-dir target/asan -- {{ARGS}}
+
+# The same for ten minutes under ThreadSanitizer (needs a nightly toolchain with rust-src). `just tsan` says what it cannot see.
+soak-pressure-tsan *ARGS="--seconds 600":
+    TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-fences.txt" RUSTFLAGS="-Zsanitizer=thread" cargo +nightly run --release -p faultless-soft --example soak_pressure -Zbuild-std --target x86_64-unknown-linux-gnu --target-dir target/tsan -- {{ARGS}}
+
 # Runs `compare` for ten minutes with 16 threads, and checks for wrong bytes, torn children and leaked frames.
 soak:
     cargo run --release -- compare fork-during-io --threads 16 --seconds 100

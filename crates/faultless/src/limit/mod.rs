@@ -328,8 +328,9 @@ impl<H: Host> MemoryLimit<H> {
         Ok(())
     }
 
-    /// Returns the pages that the group has now, and the events that it has had. The call looks at the slot of each thread, so do not
-    /// make it for every fault. Waits for nothing.
+    /// Returns the pages that the group has now, and the events that it has had. The call looks at the slot of each thread and at each dirty
+    /// page of the engine's files, so do not make it for every fault. Takes a short lock for each file, and waits for no I/O. The caller
+    /// is in no section.
     pub fn usage(&self) -> MemoryUsage {
         let groups = self.groups();
         let Some(group) = groups.get(self.0.group) else { return MemoryUsage::default() };

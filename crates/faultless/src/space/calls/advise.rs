@@ -52,7 +52,8 @@ pub enum Advice {
     GuardInstall,
     /// Allows accesses again: takes `GuardInstall` back. The pages read as never touched.
     GuardRemove,
-    /// Says that the pages are the first to reclaim when memory is short. Has an effect on anonymous pages that no other space has.
+    /// Says that the pages will not be used soon. They count as not used when reclaim comes to them. Has an effect on anonymous pages
+    /// that no other space has, and on pages of files without a store that one entry maps.
     Cold,
     /// Reclaims the pages now, if there is a swap device. Has an effect on anonymous pages that no other space has. A page that is
     /// used meanwhile, or that other work is under way on, stays.

@@ -26,7 +26,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         asked.map(drop).map_err(|(error, _)| error)
     }
 
-    /// Makes the pages of `part`, which one leaf table covers, the first to be reclaimed. With `now`, reclaims them.
+    /// Forgets the uses of the pages of `part`, which one leaf table covers. With `now`, reclaims them.
     fn reclaim_first(&self, part: PageRange, now: bool) {
         let mut rest = Some(part);
         while let Some(part) = rest {
