@@ -5,6 +5,7 @@ use super::super::CompressedMemory;
 use super::super::{StoreDevice, StoreDeviceError, SwapDevice, SwapError};
 use super::machine::{PAGE, World, noise, text};
 use crate::address::PAGE_SIZE;
+use crate::errno;
 use crate::stats::Counter;
 use crate::store::{
     DelayedStore, Direction, FailingStore, Failure, FileStore, GatedStore, InjectedError, StoreError,
@@ -254,4 +255,26 @@ fn a_gated_store_is_a_device() {
     gate.open();
     world.wait_until(|| world.0.slot_frame(slots[0].0).is_none());
     world.end(&slots);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_refused() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(4 * PAGE_SIZE).unwrap();
+    let open = || FileStore::open(named.path()).unwrap();
+    let refused = StoreDevice::new(open()).err();
+    assert_eq!(refused, Some(StoreDeviceError::ReadOnly));
+    assert_eq!(refused.map(|error| error.errno()), Some(errno::EACCES));
+    let by_hand = FileStore::from_file(File::open(named.path()).unwrap()).unwrap();
+    assert_eq!(StoreDevice::new(by_hand).err(), refused);
+    // Stores around it say the same.
+    let failing = FailingStore::new(open(), Direction::Read, Failure::Once(1), InjectedError::PastEnd);
+    assert_eq!(StoreDevice::new(failing).err(), refused);
+    assert_eq!(StoreDevice::new(DelayedStore::new(open(), Duration::ZERO)).err(), refused);
+    assert_eq!(StoreDevice::new(Arc::new(GatedStore::new(open()))).err(), refused);
+    let device = StoreDevice::new(FileStore::open_rw(named.path()).unwrap()).unwrap();
+    let world = World::new(&[Arc::new(device)]);
+    let swapped = world.swap_out(&noise(1));
+    assert!(world.read(swapped) == Ok(noise(1)));
+    world.end(&[swapped]);
 }
