@@ -133,7 +133,7 @@ impl<H: Host> Engine<H> {
     /// files without a store.
     ///
     /// # Errors
-    /// [`SwapError`]; the device is not added.
+    /// [`SwapError`]; the devices are as before. [`SwapError::InUse`] (EBUSY) if the engine uses the device already.
     pub fn add_swap(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
         let space = match self.swap.0.get() {
             Some(space) => space,
