@@ -36,7 +36,8 @@ pub(crate) struct Charged {
 pub(crate) struct Groups {
     records: [OnceBox<Box<[Group]>>; LEVELS],
     /// Held while limits are compared with those of groups above and below, and stored. So a group's max is never above that of the group
-    /// above it, and high never above max. Faults read limits without it. A short lock; no other is taken under it.
+    /// above it, and high never above max. Faults read limits without it. A short lock; no other is taken under it, and nothing is
+    /// allocated. `set` looks at each record under it, at [`MOST_GROUPS`] at most.
     limits: Mutex<()>,
 }
 
