@@ -238,7 +238,7 @@ fn what_cannot_be_a_device_says_why() {
 fn the_memory_is_counted() {
     let sections = crate::sync::Sections::try_shared().unwrap();
     let before = sections.charged();
-    let space = super::super::Space::new(sections.clone(), 1).unwrap();
+    let space = super::super::Space::new(sections.clone()).unwrap();
     let empty = sections.charged();
     space.add(device(64)).unwrap();
     let with_device = sections.charged();
