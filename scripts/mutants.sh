@@ -133,6 +133,8 @@ gone_without_invalidate  | faultless-soft | loom_reclaim_files | a_private_copy_
 file_refault_is_new      | faultless-soft | engine | a_loop_that_fits | of the loop
 waits_beside_free_frames | faultless-soft | engine | a_fault_that_has_freed_pages | never: stores
 worker_calls_itself      | faultless-soft | engine | the_worker_rests_when | never: the worker rests
+other_bytes_are_data     | faultless-soft | engine | two_engines_with_devices | another engine.s bytes
+limits_stored_later      | faultless      | lib | limits_change_above_and_below | max is above that of
 swapoff_charges_one      | faultless-soft | engine | each_group_pays_for_its_pages_when | pays for pages of another
 cached_counted_late      | faultless-soft | loom_evictions | a_page_that_is_read_against_truncation | pages are cached, and
 relatives_are_tries      | faultless-soft | engine | a_page_that_1200_processes_share_goes_to_swap | stays in memory

@@ -32,6 +32,7 @@ mod shared_memory_pressure;
 mod stuck;
 mod swap;
 mod swap_ahead;
+mod swap_devices;
 mod swap_shared_tables;
 mod swapoff;
 mod unshare;

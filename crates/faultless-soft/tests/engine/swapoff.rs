@@ -82,7 +82,9 @@ fn without_room_nothing_is_lost() {
     let (only, _) = file(2 * PAGES);
     let engine = engine(&only);
     let space = space(&engine);
-    let Err(RemoveSwapError::NoRoom { left }) = engine.remove_swap(&only) else { panic!("there is no room") };
+    let Err(RemoveSwapError::NoRoom { left, lost: 0 }) = engine.remove_swap(&only) else {
+        panic!("there is no room")
+    };
     assert!(left > 0 && engine.swap_usage().devices[0].takes_pages);
     check(&space, 0..PAGES);
     (0..PAGES).for_each(|page| space.store_u64(at(page), page + 1).unwrap());

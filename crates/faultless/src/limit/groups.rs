@@ -4,10 +4,10 @@
 //! group above counts all that the groups below pay for. So it is not used again before them, and a thread that gives something
 //! back reads the number of the group above before it does.
 
-use super::LimitConfig;
 use super::group::{Event, Group, MOST_STOCK, State};
+use super::{LimitConfig, MemoryLimitError};
 use crate::host::GroupId;
-use crate::sync::{OnceBox, OutOfMemory, try_box};
+use crate::sync::{Mutex, MutexGuard, OnceBox, OutOfMemory, try_box};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -33,14 +33,20 @@ pub(crate) struct Charged {
 
 /// The groups of an engine, without the root, which has no limit.
 #[derive(Default)]
-pub(crate) struct Groups([OnceBox<Box<[Group]>>; LEVELS]);
+pub(crate) struct Groups {
+    records: [OnceBox<Box<[Group]>>; LEVELS],
+    /// Held while limits are compared with those of groups above and below, and stored. So a group's max is never above that of the group
+    /// above it, and high never above max. Faults read limits without it. A short lock; no other is taken under it, and nothing is
+    /// allocated. `set` looks at each record under it, at [`MOST_GROUPS`] at most.
+    limits: Mutex<()>,
+}
 
 impl Groups {
     /// Returns a group's record. `None` for the root.
     #[inline]
     pub fn get(&self, group: GroupId) -> Option<&Group> {
         let (level, place) = place_of(group)?;
-        self.0.get(level)?.get()?.get(place)
+        self.records.get(level)?.get()?.get(place)
     }
 
     /// Goes from `group` up to the root, which has no record. Each step reads the number of the next group before it returns.
@@ -69,9 +75,9 @@ impl Groups {
     /// [`OutOfMemory`].
     pub(super) fn take(&self) -> Result<Option<GroupId>, OutOfMemory> {
         for level in 0..LEVELS {
-            let records = match self.0[level].get() {
+            let records = match self.records[level].get() {
                 Some(records) => records,
-                None => self.0[level].set(try_box(level_of(FIRST << level)?)?).0,
+                None => self.records[level].set(try_box(level_of(FIRST << level)?)?).0,
             };
             if let Some(place) = records.iter().position(Group::take) {
                 let number = (FIRST << level) - FIRST + place + 1;
@@ -83,14 +89,29 @@ impl Groups {
 
     /// Returns the bytes of the records.
     pub(crate) fn room(&self) -> usize {
-        self.0.iter().filter_map(OnceBox::get).map(|level| size_of_val(&**level)).sum()
+        self.records.iter().filter_map(OnceBox::get).map(|level| size_of_val(&**level)).sum()
     }
 
     /// Begins the life of a group whose record the caller has taken.
-    pub(super) fn begin(&self, group: GroupId, above: GroupId, config: LimitConfig) {
-        if let Some(group) = self.get(group) {
-            group.begin(above, config.high, config.max);
+    ///
+    /// # Errors
+    /// [`MemoryLimitError`]: the limits are wrong, or above those of the group above. The record is free again.
+    pub(super) fn begin(
+        &self,
+        group: GroupId,
+        above: GroupId,
+        config: LimitConfig,
+    ) -> Result<(), MemoryLimitError> {
+        let Some(record) = self.get(group) else { return Ok(()) };
+        let limits = self.limits.lock();
+        let checked = config.check(self.max_of(above));
+        let limits = self.kept(limits);
+        match checked {
+            Ok(()) => record.begin(above, config.high, config.max),
+            Err(_) => record.end(),
         }
+        drop(limits);
+        checked
     }
 
     /// Ends a group that nothing names any more. The groups above count its pages already.
@@ -100,11 +121,42 @@ impl Groups {
         }
     }
 
-    /// Changes the limits of a group.
-    pub(super) fn set(&self, group: GroupId, config: LimitConfig) {
-        if let Some(group) = self.get(group) {
-            group.set(config.high, config.max);
+    /// Changes the limits of a group that a handle names.
+    ///
+    /// # Errors
+    /// [`MemoryLimitError`]: the limits are as before.
+    pub(super) fn set(&self, group: GroupId, config: LimitConfig) -> Result<(), MemoryLimitError> {
+        let Some(record) = self.get(group) else { return Ok(()) };
+        let limits = self.limits.lock();
+        config.check(self.max_of(record.parent()))?;
+        let mut below = None;
+        self.each_live(|_, other| {
+            let max = other.max();
+            if other.parent() == group && max > config.max && max != LimitConfig::NONE {
+                below = Some(max);
+            }
+        });
+        if let Some(max) = below {
+            return Err(MemoryLimitError::AboveParent { max, parent: config.max });
         }
+        let limits = self.kept(limits);
+        record.set(config.high, config.max);
+        drop(limits);
+        Ok(())
+    }
+
+    /// Returns a group's max. `None` for the root.
+    fn max_of(&self, group: GroupId) -> Option<u64> {
+        self.get(group).map(Group::max)
+    }
+
+    /// Keeps the lock between the check of limits and their store.
+    fn kept<'a>(&'a self, limits: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
+        if mutant!("limits_stored_later") {
+            drop(limits);
+            return self.limits.lock();
+        }
+        limits
     }
 
     /// Returns whether the group, or one that had its record before, has ended.
@@ -114,7 +166,9 @@ impl Groups {
 
     /// Calls `f` with each group that is live.
     pub(super) fn each_live(&self, mut f: impl FnMut(GroupId, &Group)) {
-        for (level, records) in self.0.iter().enumerate().filter_map(|(n, level)| Some((n, level.get()?))) {
+        for (level, records) in
+            self.records.iter().enumerate().filter_map(|(n, level)| Some((n, level.get()?)))
+        {
             for (place, group) in records.iter().enumerate().filter(|(_, group)| group.is(State::Live)) {
                 f(GroupId::new(((FIRST << level) - FIRST + place + 1) as u32), group);
             }
@@ -132,7 +186,7 @@ impl Groups {
 
     /// Returns whether groups have ended that still pay for something.
     pub(super) fn has_ended(&self) -> bool {
-        let levels = self.0.iter().filter_map(OnceBox::get);
+        let levels = self.records.iter().filter_map(OnceBox::get);
         levels.flatten().any(|group| group.is(State::Ended))
     }
 

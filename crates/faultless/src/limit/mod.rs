@@ -223,7 +223,7 @@ struct Handle<H: Host> {
     engine: Arc<Engine<H>>,
     group: GroupId,
     /// Keeps the group above.
-    parent: Option<MemoryLimit<H>>,
+    _parent: Option<MemoryLimit<H>>,
 }
 
 impl<H: Host> Clone for MemoryLimit<H> {
@@ -241,7 +241,6 @@ impl<H: Host> MemoryLimit<H> {
     /// # Errors
     /// [`MemoryLimitError`]: no group was made.
     pub fn new(engine: &Arc<Engine<H>>, config: LimitConfig) -> Result<Self, MemoryLimitError> {
-        config.check(None)?;
         Self::make(engine, config, None)
     }
 
@@ -250,7 +249,6 @@ impl<H: Host> MemoryLimit<H> {
     /// # Errors
     /// [`MemoryLimitError`]: no group was made.
     pub fn child(&self, config: LimitConfig) -> Result<Self, MemoryLimitError> {
-        config.check(Some(self.config().max))?;
         if self.groups().depth(self.0.group) >= MOST_DEEP {
             return Err(MemoryLimitError::TooDeep);
         }
@@ -262,6 +260,8 @@ impl<H: Host> MemoryLimit<H> {
         config: LimitConfig,
         parent: Option<Self>,
     ) -> Result<Self, MemoryLimitError> {
+        // Before anything is made. `begin` compares with the group above again, under the lock of the limits.
+        config.check(parent.as_ref().map(|parent| parent.config().max))?;
         drop(engine.prepare()?);
         let groups = engine.sections().groups();
         if groups.has_ended() {
@@ -270,9 +270,9 @@ impl<H: Host> MemoryLimit<H> {
         }
         let group = groups.take()?.ok_or(MemoryLimitError::TooMany)?;
         let above = parent.as_ref().map_or(GroupId::ROOT, |parent| parent.0.group);
-        groups.begin(group, above, config);
+        groups.begin(group, above, config)?;
         // From here on, the end of the handle ends the group.
-        let handle = Handle { engine: engine.clone(), group, parent };
+        let handle = Handle { engine: engine.clone(), group, _parent: parent };
         let limit = Self(Shared::try_new_charged(engine.sections(), handle)?);
         engine.add_queues(group)?;
         engine.start_reclaim();
@@ -310,20 +310,7 @@ impl<H: Host> MemoryLimit<H> {
     /// # Errors
     /// [`MemoryLimitError`]: the limits are as before. `AboveParent` is also returned if a group below has a larger `max`.
     pub fn set(&self, config: LimitConfig) -> Result<(), MemoryLimitError> {
-        let above = self.0.parent.as_ref().map(|parent| parent.config().max);
-        config.check(above)?;
-        let groups = self.groups();
-        let mut below = None;
-        groups.each_live(|_, group| {
-            let max = group.max();
-            if group.parent() == self.0.group && max > config.max && max != LimitConfig::NONE {
-                below = Some(max);
-            }
-        });
-        if let Some(max) = below {
-            return Err(MemoryLimitError::AboveParent { max, parent: config.max });
-        }
-        groups.set(self.0.group, config);
+        self.groups().set(self.0.group, config)?;
         self.0.engine.reclaim_down_to_max(self.0.group);
         Ok(())
     }

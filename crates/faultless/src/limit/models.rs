@@ -1,8 +1,9 @@
-//! Models of a stock that its thread uses while another thread takes it back.
+//! Models of a stock that its thread uses while another thread takes it back, and of limits that two threads change.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless --lib --profile checked limit`
 
 use super::LimitConfig;
+use super::groups::Groups;
 use crate::host::GroupId;
 use crate::sync::{FenceBarrier, Sections, SlotIndex, spin_loop};
 use loom::thread;
@@ -54,7 +55,7 @@ fn beside_a_taker(
         let sections = Arc::new(Sections::new());
         let groups = sections.groups();
         let group = groups.take().unwrap().unwrap();
-        groups.begin(group, GroupId::ROOT, LimitConfig::max(16));
+        groups.begin(group, GroupId::ROOT, LimitConfig::max(16)).unwrap();
         (0..before).for_each(|_| take(&sections, group));
         let taker = thread::spawn({
             let sections = sections.clone();
@@ -98,7 +99,7 @@ fn pages_of_files_are_counted_while_their_stock_is_taken_back() {
             let sections = Arc::new(Sections::new());
             let groups = sections.groups();
             let group = groups.take().unwrap().unwrap();
-            groups.begin(group, GroupId::ROOT, LimitConfig::max(16));
+            groups.begin(group, GroupId::ROOT, LimitConfig::max(16)).unwrap();
             take_file(&sections, group);
             let taker = thread::spawn({
                 let sections = sections.clone();
@@ -108,6 +109,31 @@ fn pages_of_files_are_counted_while_their_stock_is_taken_back() {
             taker.join().unwrap();
             let files = groups.get(group).unwrap().files() + sections.stock(slot()).seen_files();
             assert_eq!(files, expected, "pages of files were counted twice, or not");
+        });
+    }
+}
+
+/// A group's max is lowered while a group below it begins, or gets a larger max. One of the two is refused.
+#[test]
+fn limits_change_above_and_below() {
+    for begins in [true, false] {
+        loom::model(move || {
+            let groups = Arc::new(Groups::default());
+            let [above, below] = [(); 2].map(|()| groups.take().unwrap().unwrap());
+            groups.begin(above, GroupId::ROOT, LimitConfig::max(100)).unwrap();
+            if !begins {
+                groups.begin(below, above, LimitConfig::max(8)).unwrap();
+            }
+            let lowering = thread::spawn({
+                let groups = groups.clone();
+                move || groups.set(above, LimitConfig::max(10)).is_ok()
+            });
+            let large = LimitConfig::max(60);
+            let is_large =
+                if begins { groups.begin(below, above, large) } else { groups.set(below, large) }.is_ok();
+            let is_lowered = lowering.join().unwrap();
+            assert!(!(is_large && is_lowered), "max is above that of the group above");
+            assert!(is_large || is_lowered, "both were refused");
         });
     }
 }

@@ -8,7 +8,7 @@ use crate::sync::FenceBarrier;
 
 fn make(groups: &Groups, above: GroupId, max: u64) -> GroupId {
     let group = groups.take().unwrap().unwrap();
-    groups.begin(group, above, LimitConfig::max(max));
+    groups.begin(group, above, LimitConfig::max(max)).unwrap();
     group
 }
 
@@ -124,6 +124,22 @@ fn a_stock_that_is_being_taken_is_left_alone() {
     assert_eq!(stock.take_back(&groups), 29);
     assert_eq!([a, b, c].map(|group| usage(&groups, group)), [2, 1, 1]);
     assert_eq!(stock.charge(&groups, b).unwrap().pages, 29, "half of what is left");
+}
+
+/// A refusal leaves the limits as they were, and no group.
+#[test]
+fn limits_are_compared_with_those_above_and_below() {
+    let (groups, [a, b, _]) = family();
+    let refused = groups.take().unwrap().unwrap();
+    let above = |max, parent| Err(MemoryLimitError::AboveParent { max, parent });
+    assert_eq!(groups.begin(refused, a, LimitConfig::max(101)), above(101, 100));
+    assert_eq!(groups.set(b, LimitConfig::max(101)), above(101, 100));
+    assert_eq!(groups.set(a, LimitConfig::max(59)), above(60, 59));
+    assert_eq!([a, b].map(|group| groups.get(group).unwrap().max()), [100, 60]);
+    assert_eq!(groups.take(), Ok(Some(refused)), "its record is free");
+    groups.set(a, LimitConfig::max(60)).unwrap();
+    groups.set(b, LimitConfig::max(LimitConfig::NONE)).unwrap();
+    groups.set(a, LimitConfig::max(LimitConfig::NONE)).unwrap();
 }
 
 #[test]

@@ -93,6 +93,8 @@ pub enum OpenError {
 pub struct FileStore {
     /// Immutable.
     file: Arc<File>,
+    /// Tells whether the file was opened for writing. Immutable.
+    is_writable: bool,
     /// Immutable.
     pool: Pool,
     /// Tells whether the file system can report that a read would wait. Atomic; goes from true to false once.
@@ -101,7 +103,7 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Opens the file at `path` for reading only: writes fail with EBADF.
+    /// Opens the file at `path` for reading only: writes fail with EBADF, and [`Store::is_writable`] returns false.
     ///
     /// # Errors
     /// [`OpenError`], with the path and a remedy.
@@ -127,8 +129,8 @@ impl FileStore {
     /// Makes a store of a file that is already open. Its errors name it "(open file)".
     ///
     /// # Errors
-    /// [`OpenError`]; [`OpenError::NoPermission`] if it was opened for writing only. A missing right to write shows only at the
-    /// first write.
+    /// [`OpenError`]; [`OpenError::NoPermission`] if it was opened for writing only. If it was opened for reading only, writes fail
+    /// with EBADF, and [`Store::is_writable`] returns false.
     pub fn from_file(file: File) -> Result<Self, OpenError> {
         let path = Path::new("(open file)");
         // If the flags of the file cannot be read, the first read reports the error.
@@ -141,10 +143,13 @@ impl FileStore {
 
     fn checked(path: &Path, access: &'static str, file: File) -> Result<Self, OpenError> {
         check(path, &file.metadata().map_err(|source| refused_to_open(path, access, source))?)?;
+        // If the flags cannot be read, the first write reports the error.
+        let is_writable = fcntl_getfl(&file).map(|flags| flags & OFlags::RWMODE) != Ok(OFlags::RDONLY);
         let file = Arc::new(file);
         let pool = start_pool(&file, DEFAULT_THREADS)?;
         Ok(Self {
             file,
+            is_writable,
             pool,
             #[cfg(target_os = "linux")]
             says_cached: true.into(),
@@ -199,6 +204,10 @@ impl Store for FileStore {
 
     fn max_pages(&self) -> usize {
         MAX_PAGES
+    }
+
+    fn is_writable(&self) -> bool {
+        self.is_writable
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

@@ -91,6 +91,10 @@ impl<S: Store> Store for GatedStore<S> {
         self.inner.max_pages()
     }
 
+    fn is_writable(&self) -> bool {
+        self.inner.is_writable()
+    }
+
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         self.inner.set_length(length)
     }

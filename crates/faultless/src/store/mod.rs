@@ -147,6 +147,12 @@ pub trait Store: Send + Sync + 'static {
         1
     }
 
+    /// Returns whether the store allows writes, as far as it knows. The default is true. A store that returns false cannot be a swap
+    /// device. Does not sleep. The answer never changes.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
     /// Makes the store `length` bytes long. Bytes that it gains are zeros. May wait. No transfer of the bytes that it loses is
     /// under way.
     ///
@@ -187,6 +193,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn max_pages(&self) -> usize {
         (**self).max_pages()
+    }
+
+    fn is_writable(&self) -> bool {
+        (**self).is_writable()
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

@@ -1,6 +1,7 @@
 //! The interface of a swap device, and the devices of an engine.
 
 use super::slot::Location;
+use crate::errno;
 use crate::host::OutOfMemory;
 use crate::store::{MAX_PAGES, Transfer};
 use crate::sync::OnceBox;
@@ -16,6 +17,10 @@ use alloc::sync::Arc;
 ///
 /// A device is read and written by [`Transfer`]s, whose offset is the place times the page size. It completes each of them, on any
 /// thread, or before [`SwapDevice::submit`] returns.
+///
+/// Several engines may use one device. The engines share its places: each place that [`SwapDevice::reserve`] returns is of the engine
+/// that called it, until that engine releases it. Two devices over one file are different: they give out the same places. Then each
+/// engine overwrites pages of the other. An access to such a page fails as an I/O error does, and the page is lost.
 pub trait SwapDevice: Send + Sync + 'static {
     /// Returns the number of pages that the device has room for. A hint for users: [`SwapDevice::reserve`] decides.
     fn capacity(&self) -> u64;
@@ -44,7 +49,11 @@ pub trait SwapDevice: Send + Sync + 'static {
 
 /// The reason why a swap device was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SwapError {
+    /// The engine uses the device already, or is removing it.
+    #[error("the engine uses this swap device already: remove it before it is added again")]
+    InUse,
     /// The device has no room for a page.
     #[error("the swap device has no room for a page")]
     NoRoom,
@@ -57,6 +66,18 @@ pub enum SwapError {
     /// There is no memory for the table of slots.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+}
+
+impl SwapError {
+    /// Returns the number of Linux's swapon for the error.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::InUse => errno::EBUSY,
+            Self::NoRoom => errno::EINVAL,
+            Self::TooManyDevices { .. } => errno::EPERM,
+            Self::OutOfMemory(_) => errno::ENOMEM,
+        }
+    }
 }
 
 /// The use of one swap device.
@@ -161,14 +182,15 @@ impl Attached {
         self.state.store(state, Ordering::Release);
     }
 
+    /// Compares the addresses of the devices. A device may have several tables of methods, one for each part of a program.
     fn is_same(&self, device: &Arc<dyn SwapDevice>) -> bool {
         core::ptr::addr_eq(Arc::as_ptr(&self.device), Arc::as_ptr(device))
     }
 
-    /// Uses a device again that was removed. Returns false if it is another one, or in use.
-    fn use_again(&self, device: &Arc<dyn SwapDevice>) -> bool {
+    /// Uses the device again if it was removed. Returns false if it is in use, or is being removed.
+    fn use_again(&self) -> bool {
         let (old, new) = (state::REMOVED, state::IN_USE);
-        let is_removed = self.is_same(device) && self.is(state::REMOVED);
+        let is_removed = self.is(state::REMOVED);
         if is_removed {
             self.failures.store(0, Ordering::Relaxed);
         }
@@ -189,7 +211,8 @@ impl Attached {
     }
 }
 
-/// The devices of an engine, in the order in which they are tried. The place of a device that was removed stays its own.
+/// The devices of an engine, in the order in which they are tried. The place of a device that was removed stays its own. No device has
+/// two places: each thread that adds one looks at all places before the first empty one, and none becomes empty again.
 #[derive(Default)]
 pub(super) struct Devices([OnceBox<Attached>; Location::DEVICES]);
 
@@ -203,14 +226,20 @@ impl Devices {
             return Err(SwapError::NoRoom);
         }
         for place in &self.0 {
-            match place.get() {
-                Some(attached) if attached.use_again(&device) => return Ok(false),
-                Some(_) => continue,
-                None => {}
-            }
-            let (pages, failures, state) = Default::default();
-            if place.set(try_box(Attached { device: device.clone(), pages, failures, state })?).1 {
-                return Ok(true);
+            let attached = match place.get() {
+                Some(attached) => attached,
+                None => {
+                    let (pages, failures, state) = Default::default();
+                    let made = try_box(Attached { device: device.clone(), pages, failures, state })?;
+                    match place.set(made) {
+                        (_, true) => return Ok(true),
+                        // Another thread was first. Its device may be the same.
+                        (attached, false) => attached,
+                    }
+                }
+            };
+            if attached.is_same(&device) {
+                return if attached.use_again() { Ok(false) } else { Err(SwapError::InUse) };
             }
         }
         Err(SwapError::TooManyDevices { most: Location::DEVICES })
@@ -223,9 +252,9 @@ impl Devices {
 
     /// Returns a device that was not removed, with its number.
     pub fn find(&self, device: &Arc<dyn SwapDevice>) -> Option<(u8, &Attached)> {
-        let all = (0..).zip(&self.0).filter_map(|(number, place)| Some((number, place.get()?)));
-        let mut same = all.filter(|(_, attached)| attached.is_same(device));
-        same.find(|(_, attached)| !attached.is(state::REMOVED))
+        let mut all = (0..).zip(&self.0).filter_map(|(number, place)| Some((number, place.get()?)));
+        let same = all.find(|(_, attached)| attached.is_same(device));
+        same.filter(|(_, attached)| !attached.is(state::REMOVED))
     }
 
     /// Returns a device by its number.

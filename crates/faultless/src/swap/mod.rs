@@ -87,18 +87,16 @@ pub(crate) struct Swap(OnceBox<Space>);
 struct Space {
     slots: SlotTable,
     devices: Devices,
-    /// A number of this engine that checksums include, so that the bytes of another engine are told apart. Immutable.
-    salt: u32,
     /// The sections to which the memory is charged. Immutable.
     sections: Arc<Sections>,
 }
 
 impl Space {
-    fn new(sections: Arc<Sections>, salt: u32) -> Result<Self, OutOfMemory> {
+    fn new(sections: Arc<Sections>) -> Result<Self, OutOfMemory> {
         sections.charge(size_of::<Self>());
         let slots = SlotTable::new(sections.clone());
         let slots = slots.inspect_err(|_| sections.uncharge(size_of::<Self>()))?;
-        Ok(Self { slots, devices: Devices::default(), salt, sections })
+        Ok(Self { slots, devices: Devices::default(), sections })
     }
 
     fn add(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
@@ -133,16 +131,11 @@ impl<H: Host> Engine<H> {
     /// files without a store.
     ///
     /// # Errors
-    /// [`SwapError`]; the device is not added.
+    /// [`SwapError`]; the devices are as before. [`SwapError::InUse`] (EBUSY) if the engine uses the device already.
     pub fn add_swap(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
         let space = match self.swap.0.get() {
             Some(space) => space,
-            None => {
-                let here = core::ptr::from_ref(self).addr() as u64;
-                let now = crate::host::Clock::now_ns(self.host().clock());
-                let salt = ((here ^ now.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
-                self.swap.0.set(try_box(Space::new(self.sections().clone(), salt)?)?).0
-            }
+            None => self.swap.0.set(try_box(Space::new(self.sections().clone())?)?).0,
         };
         space.add(device)?;
         self.start_reclaim();

@@ -5,6 +5,7 @@ use super::SwapDevice;
 use super::places::Places;
 use super::slot::Location;
 use crate::address::PAGE_SIZE;
+use crate::errno;
 use crate::host::OutOfMemory;
 use crate::store::{Store, StoreError, Transfer};
 
@@ -23,8 +24,11 @@ use crate::store::{Store, StoreError, Transfer};
 /// # }
 /// ```
 ///
-/// The store must allow writes. A store that does not is found out at the first pages that are written: after three failures the engine
-/// writes no more to it.
+/// The store must allow writes. [`StoreDevice::new`] refuses a store that says that it does not ([`Store::is_writable`]). A store
+/// whose writes fail nevertheless gets no more pages after three failures in a row, and no page is lost.
+///
+/// Make one device of a file. Two devices over one file give out the same places, see [`SwapDevice`]. The bytes that the file has when
+/// the device is made, as of an earlier engine, are overwritten and never read.
 #[derive(Debug)]
 pub struct StoreDevice<S> {
     /// Immutable.
@@ -34,7 +38,11 @@ pub struct StoreDevice<S> {
 
 /// The reason why a store cannot be a swap device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StoreDeviceError {
+    /// The store can be read only ([`Store::is_writable`]).
+    #[error("the store allows no writes: open it for reading and writing")]
+    ReadOnly,
     /// The store has not told its length.
     #[error("the store does not tell its length")]
     Length(#[source] StoreError),
@@ -49,12 +57,27 @@ pub enum StoreDeviceError {
     OutOfMemory(#[from] OutOfMemory),
 }
 
+impl StoreDeviceError {
+    /// Returns Linux's error number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::ReadOnly => errno::EACCES,
+            Self::Length(error) => error.errno(),
+            Self::TooSmall { .. } => errno::EINVAL,
+            Self::OutOfMemory(_) => errno::ENOMEM,
+        }
+    }
+}
+
 impl<S: Store> StoreDevice<S> {
     /// Makes a device of as many pages as `store` has now. A page that is not whole is left out.
     ///
     /// # Errors
-    /// [`StoreDeviceError`].
+    /// [`StoreDeviceError`]; the store is dropped, and nothing was written to it.
     pub fn new(store: S) -> Result<Self, StoreDeviceError> {
+        if !store.is_writable() {
+            return Err(StoreDeviceError::ReadOnly);
+        }
         let length = store.length().map_err(StoreDeviceError::Length)?;
         let pages = (length / PAGE_SIZE).min(Location::PLACES);
         if pages == 0 {

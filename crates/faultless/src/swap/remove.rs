@@ -1,9 +1,16 @@
 //! Removing a device (swapoff): its pages go back to memory, and from there to other devices.
 //!
-//! ```text the device takes no more pages each slot whose place is on it:      read into a folio, if it has none the folio isolated,
-//! and not being written: not WRITTEN, no place       the place is free until the device has no page ``` Entries name slots, and so do
-//! the indices of files without a store. So no page table is walked. A folio without a place is as one that was never written: reclaim
-//! writes it to another device. If there is no room for a page, the device is used again. Pages that are in memory by then stay there.
+//! ```text
+//! the device takes no more pages
+//! each slot whose place is on it:      read into a folio, if it has none
+//!                                      the folio isolated, and not being written: not WRITTEN, no place
+//!                                      the page cannot be read: poisoned, no place
+//!                                      the place is free
+//! until the device has no page
+//! ```
+//! Entries name slots, and so do the indices of files without a store. So no page table is walked. A folio without a place is as one
+//! that was never written: reclaim writes it to another device. If there is no room for a page, the device is used again. Pages that
+//! are in memory by then stay there.
 
 use super::cache::SwapIn;
 use super::device::Attached;
@@ -12,10 +19,12 @@ use super::steps::{Cached, PlaceLeft, Surroundings as _};
 use super::window::MOST;
 use super::{Space, SwapDevice};
 use crate::engine::Engine;
+use crate::errno;
 use crate::frame::Reference;
 use crate::host::{Frame, FrameUse, GroupId, Host, Park, Slot};
 use crate::stats::Counter;
 use alloc::sync::Arc;
+use core::fmt;
 use smallvec::SmallVec;
 
 /// The number of passes over all slots after which a device that still has pages is given up.
@@ -30,8 +39,10 @@ pub struct SwapRemoved {
     pub lost: u64,
 }
 
-/// The reason why a device was not removed. It is in use as before, and no page is lost.
+/// The reason why a device was not removed. It is in use as before. Each of its pages is on the device or in memory, except `lost` ones:
+/// their reads have failed in the call. Each access to them fails as an I/O error does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RemoveSwapError {
     /// The engine does not use the device.
     #[error("the engine does not use this swap device")]
@@ -40,17 +51,45 @@ pub enum RemoveSwapError {
     #[error("another call is removing this swap device")]
     UnderWay,
     /// There is no room in memory and on other devices for the pages of the device.
-    #[error("there is no room for the {left} pages on the swap device")]
+    #[error("there is no room for the {left} pages on the swap device{}", AndLost(*lost))]
     NoRoom {
         /// The number of pages that are still on the device.
         left: u64,
+        /// The number of pages that could not be read, as [`SwapRemoved::lost`]. They are not among `left`.
+        lost: u64,
     },
     /// Transfers or other work on pages of the device do not end.
-    #[error("{left} pages of the swap device stay in use")]
+    #[error("{left} pages of the swap device stay in use{}", AndLost(*lost))]
     Busy {
         /// The number of pages that are still on the device.
         left: u64,
+        /// The number of pages that could not be read, as [`SwapRemoved::lost`]. They are not among `left`.
+        lost: u64,
     },
+}
+
+impl RemoveSwapError {
+    /// Returns the number of Linux's swapoff for the error. Linux has none for [`RemoveSwapError::UnderWay`] and
+    /// [`RemoveSwapError::Busy`]: they are EBUSY.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Unknown => errno::EINVAL,
+            Self::UnderWay | Self::Busy { .. } => errno::EBUSY,
+            Self::NoRoom { .. } => errno::ENOMEM,
+        }
+    }
+}
+
+/// The end of a message: the number of pages that are lost, if any are.
+struct AndLost(u64);
+
+impl fmt::Display for AndLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            lost => write!(f, "; {lost} more could not be read and are lost"),
+        }
+    }
 }
 
 /// The outcome of one look at a slot.
@@ -76,7 +115,8 @@ impl<H: Host> Engine<H> {
     /// The engine keeps its handle of the device until it ends, and uses the device no more. The device can be added again.
     ///
     /// # Errors
-    /// [`RemoveSwapError`]; the device is in use as before.
+    /// [`RemoveSwapError`]; the device is in use as before. Pages that were read are in memory. Pages that could not be read are lost:
+    /// the error has their number.
     pub fn remove_swap(
         self: &Arc<Self>,
         device: &Arc<dyn SwapDevice>,
@@ -106,7 +146,9 @@ impl<H: Host> Engine<H> {
                     Ok(Look::Elsewhere | Look::Busy) => {}
                     Ok(Look::Moved) => removed.moved += 1,
                     Ok(Look::Lost) => removed.lost += 1,
-                    Err(NoRoom) => return Err(RemoveSwapError::NoRoom { left: attached.pages() }),
+                    Err(NoRoom) => {
+                        return Err(RemoveSwapError::NoRoom { left: attached.pages(), lost: removed.lost });
+                    }
                 }
             }
             if attached.is_empty() {
@@ -114,7 +156,7 @@ impl<H: Host> Engine<H> {
             }
             self.host().park().wait_for_memory(pass + 1);
         }
-        Err(RemoveSwapError::Busy { left: attached.pages() })
+        Err(RemoveSwapError::Busy { left: attached.pages(), lost: removed.lost })
     }
 
     /// Tries to take the page of a slot off the device.
@@ -134,7 +176,10 @@ impl<H: Host> Engine<H> {
                 let Some(frame) = self.read_back(space, device, (slot, generation))? else {
                     return Ok(Look::Busy);
                 };
-                Ok(self.take_off(found, (slot, generation), device, frame))
+                let look = self.take_off(found, (slot, generation), device, frame);
+                // Counted at once if the read has failed, so that an error for the next page has its number.
+                let is_lost = matches!(look, Look::Busy) && found.state().is_poisoned();
+                Ok(if is_lost { self.forget(found, (slot, generation), device) } else { look })
             }
         }
     }

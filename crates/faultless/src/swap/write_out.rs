@@ -115,7 +115,7 @@ impl<H: Host> Engine<H> {
         if slot.location().is_none() {
             return self.end_out(frame, false);
         }
-        slot.set_checksum(space.checksum(bytes, number, generation));
+        slot.set_checksum(checksum(bytes, number, generation));
         Out::Started
     }
 
@@ -238,13 +238,12 @@ impl<H: Host> Engine<H> {
     }
 }
 
-impl Space {
-    /// Returns the checksum of a page in a life of its slot.
-    pub(super) fn checksum(&self, bytes: &[u8], slot: u64, generation: u16) -> u32 {
-        let mut hasher = crc32fast::Hasher::new_with_initial(self.salt);
-        hasher.update(bytes);
-        hasher.update(&slot.to_le_bytes());
-        hasher.update(&generation.to_le_bytes());
-        hasher.finalize()
-    }
+/// Returns the checksum of a page in a life of its slot. It is kept in the slot, and never on a device: other bytes on the device, whoever
+/// wrote them, have another checksum.
+pub(super) fn checksum(bytes: &[u8], slot: u64, generation: u16) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(bytes);
+    hasher.update(&slot.to_le_bytes());
+    hasher.update(&generation.to_le_bytes());
+    hasher.finalize()
 }

@@ -2,9 +2,10 @@
 
 #[cfg(feature = "lz4")]
 use super::super::CompressedMemory;
-use super::super::{StoreDevice, StoreDeviceError, SwapDevice, SwapError};
+use super::super::{RemoveSwapError, StoreDevice, StoreDeviceError, SwapDevice, SwapError, SwapRemoved};
 use super::machine::{PAGE, World, noise, text};
 use crate::address::PAGE_SIZE;
+use crate::errno;
 use crate::stats::Counter;
 use crate::store::{
     DelayedStore, Direction, FailingStore, Failure, FileStore, GatedStore, InjectedError, StoreError,
@@ -218,10 +219,13 @@ fn what_cannot_be_a_device_says_why() {
     tiny.set_len(100).unwrap();
     let refused = StoreDevice::new(FileStore::from_file(tiny).unwrap()).err();
     assert_eq!(refused, Some(StoreDeviceError::TooSmall { length: 100 }));
+    assert_eq!(refused.map(|error| error.errno()), Some(errno::EINVAL));
     let world = World::new(&[device(1)]);
     let most = super::super::slot::Location::DEVICES;
     (1..most).for_each(|_| world.0.add_swap(device(1)).unwrap());
-    assert_eq!(world.0.add_swap(device(1)), Err(SwapError::TooManyDevices { most }));
+    let refused = world.0.add_swap(device(1));
+    assert_eq!(refused, Err(SwapError::TooManyDevices { most }));
+    assert_eq!(refused.map_err(|error| error.errno()), Err(errno::EPERM));
     #[cfg(feature = "lz4")]
     {
         let none = Arc::new(CompressedMemory::new(0, 100).unwrap());
@@ -234,7 +238,7 @@ fn what_cannot_be_a_device_says_why() {
 fn the_memory_is_counted() {
     let sections = crate::sync::Sections::try_shared().unwrap();
     let before = sections.charged();
-    let space = super::super::Space::new(sections.clone(), 1).unwrap();
+    let space = super::super::Space::new(sections.clone()).unwrap();
     let empty = sections.charged();
     space.add(device(64)).unwrap();
     let with_device = sections.charged();
@@ -254,4 +258,98 @@ fn a_gated_store_is_a_device() {
     gate.open();
     world.wait_until(|| world.0.slot_frame(slots[0].0).is_none());
     world.end(&slots);
+}
+
+/// Such a device would be listed twice, and one removal would leave it in use.
+#[test]
+fn a_device_that_is_in_use_is_refused() {
+    let (first, second) = (device(8), device(8));
+    let world = World::new(&[first.clone(), second.clone()]);
+    let slots = [1, 2].map(|number| world.swap_out(&noise(number)));
+    let before = world.devices();
+    for used in [&first, &second] {
+        let refused = world.0.add_swap(used.clone());
+        assert_eq!(refused, Err(SwapError::InUse));
+        assert_eq!(refused.map_err(|error| error.errno()), Err(errno::EBUSY));
+    }
+    assert_eq!(world.devices(), before);
+    assert_eq!(world.0.remove_swap(&first), Ok(SwapRemoved { moved: 2, lost: 0 }));
+    assert_eq!(world.0.remove_swap(&first), Err(RemoveSwapError::Unknown));
+    world.0.add_swap(first.clone()).unwrap();
+    assert_eq!(world.0.add_swap(first), Err(SwapError::InUse));
+    assert!(world.read(slots[0]) == Ok(noise(1)) && world.read(slots[1]) == Ok(noise(2)));
+    world.end(&slots);
+}
+
+#[test]
+fn threads_that_add_one_device_add_it_once() {
+    let devices = [device(8), device(8)];
+    for _ in 0..50 {
+        let world = World::new(&[]);
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            let add = |number: usize| {
+                start.wait();
+                world.0.add_swap(devices[number % 2].clone())
+            };
+            let threads = [0, 1, 2, 3].map(|number| scope.spawn(move || add(number)));
+            let results = threads.map(|thread| thread.join().unwrap());
+            assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2, "{results:?}");
+            assert_eq!(results.iter().filter(|result| **result == Err(SwapError::InUse)).count(), 2);
+        });
+        assert_eq!(world.devices().len(), 2);
+        world.end(&[]);
+    }
+}
+
+/// Each place of the device is of one engine.
+#[test]
+fn engines_share_a_device() {
+    let shared = device(32);
+    let worlds = [(); 2].map(|()| World::new(core::slice::from_ref(&shared)));
+    let mut slots = [Vec::new(), Vec::new()];
+    for number in 0..16 {
+        for (world, slots) in worlds.iter().zip(&mut slots) {
+            slots.push(world.swap_out(&noise(number + 100 * slots.len())));
+        }
+    }
+    let is_full = |world: &World| {
+        let frame = world.page(&noise(0));
+        let attached = world.attach(frame);
+        world.let_go(frame);
+        attached.is_none()
+    };
+    assert!(worlds.iter().all(is_full), "the engines have all places");
+    let check = |engine: usize| {
+        for (number, swapped) in slots[engine].iter().enumerate() {
+            assert!(worlds[engine].read(*swapped) == Ok(noise(number + 100 * number)), "another page");
+        }
+    };
+    assert_eq!(worlds[0].0.remove_swap(&shared), Ok(SwapRemoved { moved: 16, lost: 0 }));
+    assert_eq!((worlds[0].on_devices(), worlds[1].on_devices()), (vec![], vec![16]));
+    check(0);
+    check(1);
+    worlds.into_iter().zip(slots).for_each(|(world, slots)| world.end(&slots));
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_refused() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(4 * PAGE_SIZE).unwrap();
+    let open = || FileStore::open(named.path()).unwrap();
+    let refused = StoreDevice::new(open()).err();
+    assert_eq!(refused, Some(StoreDeviceError::ReadOnly));
+    assert_eq!(refused.map(|error| error.errno()), Some(errno::EACCES));
+    let by_hand = FileStore::from_file(File::open(named.path()).unwrap()).unwrap();
+    assert_eq!(StoreDevice::new(by_hand).err(), refused);
+    // Stores around it say the same.
+    let failing = FailingStore::new(open(), Direction::Read, Failure::Once(1), InjectedError::PastEnd);
+    assert_eq!(StoreDevice::new(failing).err(), refused);
+    assert_eq!(StoreDevice::new(DelayedStore::new(open(), Duration::ZERO)).err(), refused);
+    assert_eq!(StoreDevice::new(Arc::new(GatedStore::new(open()))).err(), refused);
+    let device = StoreDevice::new(FileStore::open_rw(named.path()).unwrap()).unwrap();
+    let world = World::new(&[Arc::new(device)]);
+    let swapped = world.swap_out(&noise(1));
+    assert!(world.read(swapped) == Ok(noise(1)));
+    world.end(&[swapped]);
 }

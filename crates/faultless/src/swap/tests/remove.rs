@@ -1,6 +1,6 @@
 //! Removing a device: its pages are in memory or on other devices afterwards, or the device is used as before.
 
-use super::super::{RemoveSwapError, StoreDevice, SwapDevice, SwapRemoved};
+use super::super::{RemoveSwapError, StoreDevice, SwapDevice, SwapError, SwapRemoved};
 use super::devices::{device, file};
 use super::machine::{PAGE, World, noise};
 use crate::store::{Direction, FailingStore, Failure, GatedStore, InjectedError};
@@ -57,10 +57,10 @@ fn without_room_the_device_stays_in_use() {
     // All frames are in use but eight.
     let free = world.0.frame_usage().limit - world.0.frame_usage().used;
     let others: Vec<_> = (0..free - 8).map(|number| world.page(&[number as u8; PAGE])).collect();
-    let Err(RemoveSwapError::NoRoom { left }) = world.0.remove_swap(&only) else {
-        panic!("there is no room")
-    };
+    let error = world.0.remove_swap(&only).unwrap_err();
+    let RemoveSwapError::NoRoom { left, lost: 0 } = error else { panic!("{error}") };
     assert!(left >= 32, "{left}");
+    assert_eq!(error.to_string(), format!("there is no room for the {left} pages on the swap device"));
     assert!(world.devices()[0].takes_pages);
     others.into_iter().for_each(|frame| world.let_go(frame));
     for (number, swapped) in slots.iter().enumerate() {
@@ -70,6 +70,35 @@ fn without_room_the_device_stays_in_use() {
     assert_eq!(world.0.remove_swap(&only).map(|removed| removed.lost), Ok(0));
     assert!(world.read(later) == Ok(noise(50)));
     world.end(&[&slots[..], &[later]].concat());
+}
+
+/// A page whose read fails in the call is lost, also if the device stays in use: the error has the number.
+#[test]
+fn without_room_the_error_tells_how_many_pages_are_lost() {
+    let store = FailingStore::new(file(64).1, Direction::Read, Failure::Once(1), EIO);
+    let only: Arc<dyn SwapDevice> = Arc::new(StoreDevice::new(store).unwrap());
+    let world = World::new(core::slice::from_ref(&only));
+    let slots: Vec<_> = (0..40).map(|number| world.swap_out(&noise(number))).collect();
+    let free = world.0.frame_usage().limit - world.0.frame_usage().used;
+    let others: Vec<_> = (0..free - 8).map(|number| world.page(&[number as u8; PAGE])).collect();
+    let error = world.0.remove_swap(&only).unwrap_err();
+    let RemoveSwapError::NoRoom { left, lost } = error else { panic!("{error}") };
+    assert_eq!((lost, error.errno()), (1, crate::errno::ENOMEM));
+    assert!(
+        error
+            .to_string()
+            .ends_with(&format!("{left} pages on the swap device; 1 more could not be read and are lost")),
+        "{error}"
+    );
+    assert_eq!(world.on_devices(), [left], "a page that is lost has no place");
+    assert!(world.devices()[0].takes_pages);
+    others.into_iter().for_each(|frame| world.let_go(frame));
+    assert!((0..2).all(|_| world.read(slots[0]).is_err()));
+    for (number, swapped) in slots.iter().enumerate().skip(1) {
+        assert!(world.read(*swapped) == Ok(noise(number)), "page {number}");
+    }
+    assert_eq!(world.0.remove_swap(&only).map(|removed| removed.lost), Ok(0), "it was counted before");
+    world.end(&slots);
 }
 
 #[test]
@@ -106,6 +135,7 @@ fn a_write_under_way_is_waited_for() {
         let removal = scope.spawn(|| world.0.remove_swap(&only));
         world.wait_until(|| !world.devices()[0].takes_pages);
         assert_eq!(world.0.remove_swap(&only), Err(RemoveSwapError::UnderWay));
+        assert_eq!(world.0.add_swap(only.clone()), Err(SwapError::InUse));
         gate.open();
         assert_eq!(removal.join().unwrap(), Ok(SwapRemoved { moved: 2, lost: 0 }));
     });
