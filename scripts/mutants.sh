@@ -169,6 +169,8 @@ exit_without_fence       | faultless-soft | loom_reap | reap_against_a_fault$ | 
 exit_frees_the_tree_early | faultless-soft | loom_reap | reap_against_a_fault_that_makes_a_table | (invariant 3|Causality violation)
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
+reserves_unfenced        | faultless      | lib | a_reservation_beside_a_removal | a device that is empty gets a page
+removal_unfenced         | faultless      | lib | a_reservation_beside_a_removal | a device that is empty gets a page
 '
 
 refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }
