@@ -550,7 +550,9 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
     let (engine, section) = (work.engine(), work.section());
     let folio = engine.folio(frame);
-    folio.set_group(work.space.group());
+    if !mutant!("copy_takes_no_group") {
+        folio.set_group(work.space.group());
+    }
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
