@@ -169,6 +169,9 @@ exit_without_fence       | faultless-soft | loom_reap | reap_against_a_fault$ | 
 exit_frees_the_tree_early | faultless-soft | loom_reap | reap_against_a_fault_that_makes_a_table | (invariant 3|Causality violation)
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
+drops_what_was_stored    | faultless-soft | loom_swap | a_store_against_reclaim_of_a_freed_page | a store was lost
+store_leaves_lazy        | faultless-soft | loom_swap | a_store_against_reclaim_of_a_freed_page | a store was lost
+freed_without_invalidate | faultless-soft | loom_swap | an_old_store_against_reclaim_of_a_freed_page | a store was lost
 stock_changed_while_taken | faultless      | lib | a_stock_changes_its_group | a group pays for .* gives
 stock_given_to_the_next  | faultless      | lib | a_stock_changes_its_group | a group pays for
 freed_into_any_stock     | faultless      | lib | a_page_of_another_group_is_freed | a group pays for pages of another

@@ -44,6 +44,50 @@ fn a_second_reclaim_after_a_store() {
     });
 }
 
+/// MADV_FREE: reclaim drops the page, or the store keeps it. The store is never lost.
+#[test]
+fn a_store_against_reclaim_of_a_freed_page() {
+    with_a_page(2, Walking, |engine, space| {
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        let store = beside(space, |space| space.store_u64(word(1), 2).unwrap());
+        reclaim(engine);
+        store.join().unwrap();
+        let (first, second) = words(space);
+        assert!(first <= 1 && second == 2, "a store was lost: {first}, {second}");
+        audit(space);
+    });
+}
+
+/// MADV_FREE takes the write right: a processor that has stored before makes a fault when it stores again.
+#[test]
+fn an_old_store_against_reclaim_of_a_freed_page() {
+    with_a_page(2, Caching, |engine, space| {
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        let reclaimer = reclaiming(engine, 1);
+        space.store_u64(word(1), 2).unwrap();
+        reclaimer.join().unwrap();
+        // If the store has come first, the page is not one to be dropped any more.
+        engine.reclaim_for_tests(1);
+        let (first, second) = words(space);
+        assert!(first <= 1 && second == 2, "a store was lost: {first}, {second}");
+        audit(space);
+    });
+}
+
+/// MADV_FREE beside reclaim: the page goes to a slot, is dropped, or stays.
+#[test]
+fn free_against_reclaim() {
+    with_a_page(2, Caching, |engine, space| {
+        let reclaimer = reclaiming(engine, 1);
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        space.store_u64(word(1), 2).unwrap();
+        reclaimer.join().unwrap();
+        let (first, second) = words(space);
+        assert!(first <= 1 && second == 2, "a store was lost: {first}, {second}");
+        audit(space);
+    });
+}
+
 /// DONTNEED: nothing is left, whatever comes first.
 #[test]
 fn dontneed_against_reclaim() {

@@ -342,7 +342,8 @@ impl Folio {
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
-            let new = (word | EXCLUSIVE | ANONYMOUS) & !LAZY;
+            let lazy = if mutant!("store_leaves_lazy") { 0 } else { LAZY };
+            let new = (word | EXCLUSIVE | ANONYMOUS) & !lazy;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,

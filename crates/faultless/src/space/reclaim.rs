@@ -185,7 +185,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         match victim.kind {
             // A store has made the page one to be kept. Its fault had the bit.
-            VictimKind::Dropped if !folio.may_drop() => return Err(Refusal::Busy),
+            VictimKind::Dropped if !mutant!("drops_what_was_stored") && !folio.may_drop() => {
+                return Err(Refusal::Busy);
+            }
             VictimKind::Dropped => {}
             // A fault that gave the write right has taken the folio out of its slot. It had the bit.
             VictimKind::Swapped(slot, _) if !folio.is_of_slot(slot) => return Err(Refusal::Busy),
