@@ -184,6 +184,13 @@ refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || refuse "MUTANT_JOBS is '$jobs': give a number from 1 on"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || refuse "MUTANT_SECONDS is '$seconds': give a number from 1 on"
 
+# Not by a pipe into grep -q, which ends at the first match: the writer then fails, and pipefail with it.
+is_among() { # a text, and others: whether it is one of them
+    local one
+    for one in "${@:2}"; do [ "$one" != "$1" ] || return 0; done
+    return 1
+}
+
 # The requested rows, and each of their checks once: package, test file, name.
 mutants=() places=() reasons=() checks=() names=()
 while IFS='|' read -r mutant package file check reason; do
@@ -194,10 +201,10 @@ while IFS='|' read -r mutant package file check reason; do
     read -r package <<<"$package"; read -r file <<<"$file"; read -r check <<<"$check"; read -r reason <<<"$reason"
     place="$package $file $check"
     mutants+=("$mutant") places+=("$place") reasons+=("$reason")
-    if ! printf '%s\n' "${checks[@]}" | grep -qxF -- "$place"; then checks+=("$place"); fi
+    if ! is_among "$place" "${checks[@]}"; then checks+=("$place"); fi
 done <<<"$table"
 for name in "$@"; do
-    printf '%s\n' "${names[@]}" | grep -qxF -- "$name" || refuse "there is no mutant '$name': the table in this script lists the names"
+    is_among "$name" "${names[@]}" || refuse "there is no mutant '$name': the table in this script lists the names"
 done
 
 # Checks that the table and the sources name the same mutants.
