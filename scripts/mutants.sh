@@ -178,6 +178,15 @@ freed_into_any_stock     | faultless      | lib | a_page_of_another_group_is_fre
 copy_takes_no_group      | faultless-soft | loom_limits | a_copy_by_a_thread | a group pays for other pages
 reserves_unfenced        | faultless      | lib | a_reservation_beside_a_removal | a device that is empty gets a page
 removal_unfenced         | faultless      | lib | a_reservation_beside_a_removal | a device that is empty gets a page
+slot_copy_without_invalidate | faultless-soft | loom_swap_shared | an_old_load_against_a_copy | the old bytes are read
+reads_a_slot_twice       | faultless      | lib | two_faults_read_once | (two folios of one slot|read twice)
+write_without_slot       | faultless      | lib | a_write_beside_the_next_life | (an older write came late|taken for written)
+store_keeps_the_slot     | faultless-soft | loom_swap | a_second_reclaim_after_a_store | a store was lost
+protect_leaves_slots     | faultless-soft | loom_swap_shared | a_load_against_protect_of | invariant 3
+isolated_late            | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3
+moves_what_was_used      | faultless-soft | loom_move | a_store_to_the_source_against_a_move | a store to the source reached
+pin_relaxed              | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
+freeze_relaxed           | faultless      | lib | a_pin_beside_an_eviction | (invariant 3|Causality violation)
 '
 
 refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }

@@ -26,7 +26,9 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
     // A page in a slot, as after swap-in for a load, may be the space's own too. While it is being written, it is copied.
     if !folio.is_writeback() && (folio.try_reuse() || engine.leave_unused_slot(frame) && folio.try_reuse()) {
         // A write right means: no slot.
-        engine.take_out(frame);
+        if !mutant!("store_keeps_the_slot") {
+            engine.take_out(frame);
+        }
         folio.set_home(work.home());
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);

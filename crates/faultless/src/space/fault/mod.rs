@@ -321,7 +321,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Invalidates the old translation, then drops the old frame (rule 6). The page is no longer announced.
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(old) = replaced {
-            self.engine.invalidate(&self.table, PageRange::single(address.page()));
+            let is_in_slot = || matches!(old.kind(), EntryKind::Swapped(..));
+            if !(mutant!("slot_copy_without_invalidate") && is_in_slot()) {
+                self.engine.invalidate(&self.table, PageRange::single(address.page()));
+            }
             self.engine.drop_entry(old);
         }
     }
