@@ -185,6 +185,11 @@ store_keeps_the_slot     | faultless-soft | loom_swap | a_second_reclaim_after_a
 protect_leaves_slots     | faultless-soft | loom_swap_shared | a_load_against_protect_of | invariant 3
 isolated_late            | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3
 moves_what_was_used      | faultless-soft | loom_move | a_store_to_the_source_against_a_move | a store to the source reached
+home_is_proof            | faultless-soft | loom_swap | a_new_page_at_the_old_home | a page was lost
+home_stored_late         | faultless-soft | loom_homes | a_reuse_against_a_move | (a home that the page has left|invariant 3)
+copies_do_not_join       | faultless-soft | loom_homes | a_search_against_a_new_relative | a search misses a relative
+first_home_relaxed       | faultless      | lib | a_home_of_the_next_life | (Causality violation|left ==)
+first_word_relaxed       | faultless-soft | loom_homes | in_another_table | (invariant 3|Causality violation)
 pin_relaxed              | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
 freeze_relaxed           | faultless      | lib | a_pin_beside_an_eviction | (invariant 3|Causality violation)
 '

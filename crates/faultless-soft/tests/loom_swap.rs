@@ -10,7 +10,7 @@ mod swapping;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::{Access, Protection};
-use faultless::{Advice, Fault, LockMode, RemapRequest};
+use faultless::{Advice, Fault, LockMode, RemapFlags, RemapRequest};
 use faultless_soft::Cpu;
 use models::{Space, at, beside, spawn};
 use swapping::Processors::{Caching, Walking};
@@ -166,6 +166,21 @@ fn remap_against_reclaim() {
         assert!(space.try_load_u64(at(0)).is_err(), "invariant 3: an access succeeds at the old place");
         reclaimer.join().unwrap();
         assert_eq!(space.load_u64(at(2)), Ok(1), "a page was lost");
+        audit(space);
+    });
+}
+
+/// Rule H3: the page moves away, and its entry gets another page while reclaim is on its way there by the old home.
+#[test]
+fn a_new_page_at_the_old_home_against_reclaim() {
+    with_a_page(2, Walking, |engine, space| {
+        let reclaimer = reclaiming(engine, 1);
+        let mut request = RemapRequest::to(at(0), PAGE_SIZE, at(2));
+        request.flags |= RemapFlags::DONT_UNMAP;
+        space.remap(request).unwrap();
+        space.store_u64(at(0), 9).unwrap();
+        reclaimer.join().unwrap();
+        assert_eq!((space.load_u64(at(0)), space.load_u64(at(2))), (Ok(9), Ok(1)), "a page was lost");
         audit(space);
     });
 }

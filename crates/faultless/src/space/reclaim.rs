@@ -149,8 +149,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         victim: &Victim,
     ) -> Result<(), Refusal> {
         let seen = self.table.load(leaf, page);
-        if seen.kind() != EntryKind::Page(victim.frame) {
-            return Err(Refusal::Gone);
+        match seen.kind() {
+            EntryKind::Page(frame) if frame == victim.frame || mutant!("home_is_proof") => {}
+            _ => return Err(Refusal::Gone),
         }
         if seen.is_announced() {
             return Err(Refusal::Busy);

@@ -29,11 +29,17 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
         if !mutant!("store_keeps_the_slot") {
             engine.take_out(frame);
         }
-        folio.set_home(work.home());
+        let home = work.home();
+        if !mutant!("home_stored_late") {
+            folio.set_home(home);
+        }
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
         let (new, section) = (work.entry.restored().with(write_right(&work)), work.section());
         let step = install(work, new);
+        if mutant!("home_stored_late") {
+            folio.set_home(home);
+        }
         // A file's page that had left the page cache is anonymous from now on.
         if !was_anonymous && engine.reclaims() {
             engine.arrived(section, frame, engine.folio(frame));
