@@ -42,7 +42,7 @@ home_stays               | faultless-soft | loom_homes | a_home_against_unmap$ |
 home_stays_for_a_slot    | faultless      | lib | a_home_is_left_beside_a_swap_in | rule H1
 slot_moves_silently      | faultless-soft | engine | a_page_in_a_slot_moves | (rule H|NotFound)
 space_without_grace      | faultless-soft | loom_homes | a_home_against_the_last_handle | (invariant 3|Causality violation)
-home_stored_past_a_move  | faultless-soft | loom_homes | a_copy_against_a_move | (invariant 3|Causality violation|a home that)
+home_stored_past_a_move  | faultless-soft | loom_homes | a_copy_against_a_move | (invariant 3|Causality violation|a home that|rule H)
 moved_home_stays         | faultless-soft | loom_homes | a_home_of_a_page_that_has_left | (invariant 3|Causality violation|rule H)
 relative_stays           | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
 isolated_home_stays      | faultless-soft | loom_homes | a_home_against_isolation | (invariant 3|Causality violation|left == right)
