@@ -107,6 +107,10 @@ fn a_store_to_the_source_against_a_move() {
         if has_moved {
             assert!(matches!(later, (7, 5) | (0, 7)), "a store was lost: {later:?}");
             assert!(!was_there || later.1 == 5, "a store to the source reached the page after it had moved");
+            // Also by a translation that a fault on the page's way has given.
+            on_processor(2, || space.store_u64(at(FROM), 9)).unwrap();
+            let last = space.load_u64(at(TO)).unwrap();
+            assert_eq!(last, later.1, "a store to the source reached the page after it had moved");
         } else {
             assert_eq!(later, (7, 0), "a store was lost");
         }

@@ -10,7 +10,7 @@ mod swapping;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::{Access, Protection};
-use faultless::{Advice, Fault, LockMode, RemapRequest};
+use faultless::{Advice, Fault, LockMode, RemapFlags, RemapRequest};
 use faultless_soft::Cpu;
 use models::{Space, at, beside, spawn};
 use swapping::Processors::{Caching, Walking};
@@ -40,6 +40,50 @@ fn a_second_reclaim_after_a_store() {
         store.join().unwrap();
         engine.reclaim_for_tests(1);
         assert_eq!(words(space), (1, 2), "a store was lost");
+        audit(space);
+    });
+}
+
+/// MADV_FREE: reclaim drops the page, or the store keeps it. The store is never lost.
+#[test]
+fn a_store_against_reclaim_of_a_freed_page() {
+    with_a_page(2, Walking, |engine, space| {
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        let store = beside(space, |space| space.store_u64(word(1), 2).unwrap());
+        reclaim(engine);
+        store.join().unwrap();
+        let (first, second) = words(space);
+        assert!(first <= 1 && second == 2, "a store was lost: {first}, {second}");
+        audit(space);
+    });
+}
+
+/// MADV_FREE takes the write right: a processor that has stored before makes a fault when it stores again.
+#[test]
+fn an_old_store_against_reclaim_of_a_freed_page() {
+    with_a_page(2, Caching, |engine, space| {
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        let reclaimer = reclaiming(engine, 1);
+        space.store_u64(word(1), 2).unwrap();
+        reclaimer.join().unwrap();
+        // If the store has come first, the page is not one to be dropped any more.
+        engine.reclaim_for_tests(1);
+        let (first, second) = words(space);
+        assert!(first <= 1 && second == 2, "a store was lost: {first}, {second}");
+        audit(space);
+    });
+}
+
+/// MADV_FREE beside reclaim: the page goes to a slot, is dropped, or stays.
+#[test]
+fn free_against_reclaim() {
+    with_a_page(2, Caching, |engine, space| {
+        let reclaimer = reclaiming(engine, 1);
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        space.store_u64(word(1), 2).unwrap();
+        reclaimer.join().unwrap();
+        let (first, second) = words(space);
+        assert!(first <= 1 && second == 2, "a store was lost: {first}, {second}");
         audit(space);
     });
 }
@@ -122,6 +166,21 @@ fn remap_against_reclaim() {
         assert!(space.try_load_u64(at(0)).is_err(), "invariant 3: an access succeeds at the old place");
         reclaimer.join().unwrap();
         assert_eq!(space.load_u64(at(2)), Ok(1), "a page was lost");
+        audit(space);
+    });
+}
+
+/// Rule H3: the page moves away, and its entry gets another page while reclaim is on its way there by the old home.
+#[test]
+fn a_new_page_at_the_old_home_against_reclaim() {
+    with_a_page(2, Walking, |engine, space| {
+        let reclaimer = reclaiming(engine, 1);
+        let mut request = RemapRequest::to(at(0), PAGE_SIZE, at(2));
+        request.flags |= RemapFlags::DONT_UNMAP;
+        space.remap(request).unwrap();
+        space.store_u64(at(0), 9).unwrap();
+        reclaimer.join().unwrap();
+        assert_eq!((space.load_u64(at(0)), space.load_u64(at(2))), (Ok(9), Ok(1)), "a page was lost");
         audit(space);
     });
 }

@@ -257,7 +257,8 @@ impl Folio {
             // Uses of anonymous pages are counted by reclaim, whose own pins are none.
             const { assert!(ANONYMOUS == REFERENCED << 5) }
             let new = (word + reference.unit()) | ((!word & ANONYMOUS) >> 5);
-            match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
+            let order = if mutant!("pin_relaxed") { Ordering::Relaxed } else { Ordering::Acquire };
+            match self.word.compare_exchange(word, new, order, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => word = now,
             }
@@ -342,7 +343,8 @@ impl Folio {
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
-            let new = (word | EXCLUSIVE | ANONYMOUS) & !LAZY;
+            let lazy = if mutant!("store_leaves_lazy") { 0 } else { LAZY };
+            let new = (word | EXCLUSIVE | ANONYMOUS) & !lazy;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,

@@ -11,8 +11,10 @@ impl Folio {
     /// A thread that has seen the mapping of an earlier life, and reads this home, sees the record that it names.
     #[inline]
     pub(crate) fn begin_anonymous(&self, home: Home) {
-        self.home.store(home.bits(), Ordering::Release);
-        self.word.store(MAPPING | EXCLUSIVE | UPTODATE | ANONYMOUS, Ordering::Release);
+        let of_home = if mutant!("first_home_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        let of_word = if mutant!("first_word_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        self.home.store(home.bits(), of_home);
+        self.word.store(MAPPING | EXCLUSIVE | UPTODATE | ANONYMOUS, of_word);
     }
 
     /// Begins the life of the page of zeros, which has no owner and whose mappings are not counted.

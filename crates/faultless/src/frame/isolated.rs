@@ -42,7 +42,7 @@ impl Folio {
             };
             match self.word.compare_exchange(
                 word,
-                (word + PIN) | ISOLATED,
+                (word + PIN) | if mutant!("isolated_late") { 0 } else { ISOLATED },
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {

@@ -83,7 +83,8 @@ impl Folio {
         let counted = if mutant!("freeze_ignores_pins") { REFERENCES & !PINS } else { REFERENCES };
         let mut word = self.word.load(Ordering::Relaxed);
         while word & counted == alone.references() & counted && word & (WRITEBACK | ANONYMOUS) == ANONYMOUS {
-            match self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
+            let order = if mutant!("freeze_relaxed") { Ordering::Relaxed } else { Ordering::Acquire };
+            match self.word.compare_exchange(word, 0, order, Ordering::Relaxed) {
                 Ok(_) => return Some(Frozen(word)),
                 Err(now) => word = now,
             }

@@ -1,4 +1,5 @@
-//! Models of a stock that its thread uses while another thread takes it back, and of limits that two threads change.
+//! Models of a stock that its thread uses while another thread takes it back, with pages of one group and of two, and of limits that two
+//! threads change.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless --lib --profile checked limit`
 
@@ -136,4 +137,79 @@ fn limits_change_above_and_below() {
             assert!(is_large || is_lowered, "both were refused");
         });
     }
+}
+
+/// Makes two groups below one that all pages are charged to.
+fn two_groups(sections: &Sections) -> [GroupId; 3] {
+    let groups = sections.groups();
+    let [above, one, other] = [(); 3].map(|()| groups.take().unwrap().unwrap());
+    groups.begin(above, GroupId::ROOT, LimitConfig::max(32)).unwrap();
+    [one, other].iter().for_each(|group| groups.begin(*group, above, LimitConfig::max(16)).unwrap());
+    [above, one, other]
+}
+
+/// Checks that each group pays for `pages` and what is in the stock, and the group above both for all.
+fn check_two(sections: &Sections, [above, one, other]: [GroupId; 3], pages: [u64; 2]) {
+    let (of, stock) = sections.stock(slot()).seen();
+    let usage = |group| sections.groups().get(group).unwrap().usage();
+    for (group, pages) in [one, other].into_iter().zip(pages) {
+        let in_stock = if of == group { stock } else { 0 };
+        assert_eq!(
+            usage(group),
+            pages + in_stock,
+            "a group pays for pages of another, or for pages that are lost"
+        );
+    }
+    assert_eq!(usage(above), usage(one) + usage(other), "the group above pays for other pages");
+}
+
+/// Runs `owner` in a slot whose stock is the first group's, while another thread takes that back. The first group has two pages before, the
+/// other one has one. They have `after` at the end.
+fn between_two_groups(
+    after: [u64; 2],
+    owner: impl Fn(&Sections, [GroupId; 2]) + Copy + Send + Sync + 'static,
+) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(4));
+    builder.check(move || {
+        let sections = Arc::new(Sections::new());
+        let of_both @ [_, one, other] = two_groups(&sections);
+        take(&sections, other);
+        (0..2).for_each(|_| take(&sections, one));
+        assert_eq!(sections.stock(slot()).seen().0, one);
+        let taker = thread::spawn({
+            let sections = sections.clone();
+            move || sections.take_stocks(&FenceBarrier, |_| true, |_| spin_loop())
+        });
+        owner(&sections, [one, other]);
+        taker.join().unwrap();
+        check_two(&sections, of_both, after);
+        // The stock is of use again, for both.
+        for group in [one, other] {
+            take(&sections, group);
+            put(&sections, group);
+        }
+        check_two(&sections, of_both, after);
+    });
+}
+
+/// A thread with a stock of one group serves a fault in a space of another group.
+#[test]
+fn a_stock_changes_its_group_while_it_is_taken_back() {
+    between_two_groups([2, 2], |sections, [_, other]| take(sections, other));
+}
+
+/// A thread with a stock of one group frees a page of another group.
+#[test]
+fn a_page_of_another_group_is_freed_beside_a_stock_that_is_taken_back() {
+    between_two_groups([2, 0], |sections, [_, other]| put(sections, other));
+}
+
+/// A thread copies a page of its group and frees one of another, as at the end of a fork and of a copy on write.
+#[test]
+fn a_page_comes_and_one_of_another_group_goes() {
+    between_two_groups([1, 2], |sections, [one, other]| {
+        take(sections, other);
+        put(sections, one);
+    });
 }

@@ -136,14 +136,14 @@ impl Stock {
     /// Gives the pages back, and makes the stock one of `group`. Returns false if another thread is taking the pages.
     fn change_to(&self, groups: &Groups, group: GroupId) -> bool {
         let (old, new) = (self.group.load(Ordering::Acquire), group.get());
-        if old == new || old & TAKEN != 0 {
+        if old == new || old & TAKEN != 0 && !mutant!("stock_changed_while_taken") {
             return old == new;
         }
         let contents = self.empty();
         self.share.store(0, Ordering::Relaxed);
         groups.add_stock(group);
         let is_changed = self.group.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        contents.give_to(groups, id(old));
+        contents.give_to(groups, id(if mutant!("stock_given_to_the_next") { new } else { old }));
         groups.subtract_stock(if is_changed { id(old) } else { group });
         is_changed
     }
@@ -210,7 +210,8 @@ impl Stock {
     pub fn put(&self, barrier: &impl Barrier, group: GroupId, is_file: bool) -> Back {
         let mark = self.mark.load(Ordering::Relaxed);
         barrier.mark(&self.mark, mark + 1);
-        let back = if self.group.load(Ordering::Acquire) == group.get() {
+        let is_mine = mutant!("freed_into_any_stock") || self.group.load(Ordering::Acquire) == group.get();
+        let back = if is_mine {
             let share = self.share.load(Ordering::Relaxed);
             let pages = self.pages.load(Ordering::Relaxed) + 1;
             let back = if pages <= 2 * share { 0 } else { pages - share };

@@ -243,6 +243,10 @@ impl<H: Host> Engine<H> {
         if mutant!("written_before_invalidate") {
             self.end_batch(victims.class, frames, core::mem::take(&mut sorted), files);
         }
+        if mutant!("isolated_late") {
+            let isolate = |frame: &Frame| self.folio(*frame).isolate_pinned();
+            frames[..sorted.out + sorted.kept].iter().for_each(|frame| _ = isolate(frame));
+        }
         stale.finish();
         sorted
     }

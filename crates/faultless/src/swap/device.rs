@@ -5,6 +5,10 @@ use crate::errno;
 use crate::host::OutOfMemory;
 use crate::store::{MAX_PAGES, Transfer};
 use crate::sync::OnceBox;
+// The models of the engine need no orders of these, and stay small.
+#[cfg(all(test, loom))]
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(all(test, loom)))]
 use crate::sync::plain::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{fence_after_rmw, full_fence, try_box};
 use alloc::sync::Arc;
@@ -146,7 +150,9 @@ impl Attached {
         // Partner: `is_empty`. If ours comes first, the removal sees one page more and looks again. If theirs does, this sees that the
         // device leaves.
         self.pages.fetch_add(1, Ordering::Relaxed);
-        fence_after_rmw();
+        if !mutant!("reserves_unfenced") {
+            fence_after_rmw();
+        }
         // A number that is too large is a bug of the device. No place has it.
         let place = if self.takes_pages() { self.device.reserve() } else { None };
         let place = place.filter(|place| *place < Location::PLACES);
@@ -167,7 +173,10 @@ impl Attached {
     pub fn begin_removal(&self) -> bool {
         let begun =
             self.state.compare_exchange(state::IN_USE, state::LEAVES, Ordering::AcqRel, Ordering::Relaxed);
-        full_fence();
+        // Partner: `reserve`.
+        if !mutant!("removal_unfenced") {
+            full_fence();
+        }
         begun.is_ok()
     }
 

@@ -1,10 +1,12 @@
 //! Models of the steps that change a folio and its slot together, on the real code.
 
+use super::device::{Devices, SwapDevice};
 use super::slot::{Location, SwapSlot};
 use super::steps::{Cached, Evicted, NoWrite, PlaceLeft, Steps, Surroundings};
 use super::table::SlotTable;
 use crate::frame::{Folio, Reference};
 use crate::host::{Frame, Slot};
+use crate::store::Transfer;
 use crate::sync::{Sections, plain};
 use crate::tables::Home;
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -511,4 +513,41 @@ fn swapoff_beside_a_store() {
 
 fn slot_of(world: &World, number: Slot) -> &SwapSlot {
     world.slots.get(number.get()).expect("it is there")
+}
+
+/// A device with room for pages, which moves none.
+struct Room;
+
+impl SwapDevice for Room {
+    fn capacity(&self) -> u64 {
+        8
+    }
+
+    fn reserve(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    fn release(&self, _: u64) {}
+
+    fn submit(&self, _: Transfer) {}
+}
+
+/// A thread takes a place while swapoff begins: either it gets none, or swapoff sees that the device has a page. A device that was found
+/// empty gets no page afterwards.
+#[test]
+fn a_reservation_beside_a_removal() {
+    check(4, || {
+        let device: Arc<dyn SwapDevice> = Arc::new(Room);
+        let devices = Arc::new(Devices::default());
+        assert_eq!(devices.add(device.clone()), Ok(true));
+        let theirs = devices.clone();
+        let thread = spawn(move || theirs.reserve(0).is_some());
+        let (_, attached) = devices.find(&device).expect("it was added");
+        assert!(attached.begin_removal());
+        let is_empty = attached.is_empty();
+        let has_place = thread.join().expect("no panic");
+        assert!(!(is_empty && has_place), "a device that is empty gets a page");
+        assert_eq!(attached.pages(), u64::from(has_place));
+        attached.end_removal(is_empty);
+    });
 }

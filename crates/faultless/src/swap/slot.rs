@@ -323,6 +323,8 @@ impl SwapSlot {
     fn may_read(&self, state: State, generation: u16) -> Result<(), NotBegun> {
         if state.count() == 0 || state.generation() != generation {
             Err(NotBegun::Gone)
+        } else if mutant!("reads_a_slot_twice") && state.is_written() {
+            Ok(())
         } else if state.is_in_cache() && !(mutant!("reads_beside_an_eviction") && self.attached().is_none()) {
             Err(NotBegun::InCache)
         } else if state.is_poisoned() || !state.is_written() {
@@ -381,7 +383,8 @@ impl SwapSlot {
     pub fn begin_write(&self, generation: u16) -> bool {
         let is_same = |state: State| state.generation() == generation || mutant!("write_without_generation");
         let may = |state: State| state.count() != 0 && is_same(state) && !state.is_written();
-        self.change(|state| may(state).then_some(state.0 + 1)).is_ok()
+        let counted = if mutant!("write_without_slot") { 0 } else { 1 };
+        self.change(|state| may(state).then_some(state.0 + counted)).is_ok()
     }
 
     /// Notes where the write goes. The caller has a reference for the write, or keeps the folio from being written.
@@ -406,7 +409,7 @@ impl SwapSlot {
     pub fn end_write(&self, has_succeeded: bool) -> Left {
         let end = |state: State| {
             let written = if has_succeeded && state.is_in_cache() { WRITTEN } else { 0 };
-            Some((state.0 | written) - 1)
+            Some((state.0 | written) - if mutant!("write_without_slot") { 0 } else { 1 })
         };
         // `end` refuses nothing.
         let (Ok(new) | Err(State(new))) = self.change(end);

@@ -35,6 +35,7 @@ impl<'s> Places<'s> {
                 // mapping; then it drops the mapping; then it retires the table. So the home names a table that is retired
                 // after the section began, if at all, and that is freed after the section ends.
                 let record = unsafe { &*ptr::with_exposed_provenance::<LeafRecord>(home.address()) };
+                record.touch();
                 Some(Self { entry: Some(record), family: record.family(), index })
             }
             FAMILY => {

@@ -156,6 +156,12 @@ impl LeafRecord {
         }
     }
 
+    /// Notes a use of the record, which has not ended (rule H1). Models panic if it has.
+    #[inline]
+    pub(super) fn touch(&self) {
+        self.life.touch();
+    }
+
     /// Returns the space that announces in the leaf; `None` if the leaf is shared. A hint, unless both the space and the leaf
     /// are the caller's own.
     pub(crate) fn space(&self) -> Option<SpaceMark> {

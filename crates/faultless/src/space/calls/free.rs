@@ -91,7 +91,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (old, marked) = worked.result;
         removed.add(&self.table, page, old);
         if let Some(frame) = marked {
-            removed.touch(page);
+            if !mutant!("freed_without_invalidate") {
+                removed.touch(page);
+            }
             // A page that came before the engine reclaimed is in no queue.
             self.engine.arrived_outside(frame);
         }

@@ -440,7 +440,9 @@ impl<'a, H: Host, D: LockingDesign> Moving<'a, H, D> {
         let changed = Put::Refused(MoveCause::Changed { address: from.address() });
         let refused = match held {
             Held::Hole => None,
-            Held::Kept(frame) if seen.kind() != EntryKind::Kept(frame) => Some(changed),
+            Held::Kept(frame) if !mutant!("moves_what_was_used") && seen.kind() != EntryKind::Kept(frame) => {
+                Some(changed)
+            }
             Held::Kept(_) => None,
             Held::Swapped(_, entry) if !seen.has_page_of(entry) => Some(changed),
             Held::Swapped(slot, _) => self.refuse_slot(slot, from),

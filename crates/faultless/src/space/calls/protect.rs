@@ -244,7 +244,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             }
             if old.is_absent() {
                 note(&absent, page);
-                return change(old);
+                return if mutant!("protect_leaves_slots") { old } else { change(old) };
             }
             old
         };

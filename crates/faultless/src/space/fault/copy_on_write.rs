@@ -26,12 +26,20 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
     // A page in a slot, as after swap-in for a load, may be the space's own too. While it is being written, it is copied.
     if !folio.is_writeback() && (folio.try_reuse() || engine.leave_unused_slot(frame) && folio.try_reuse()) {
         // A write right means: no slot.
-        engine.take_out(frame);
-        folio.set_home(work.home());
+        if !mutant!("store_keeps_the_slot") {
+            engine.take_out(frame);
+        }
+        let home = work.home();
+        if !mutant!("home_stored_late") {
+            folio.set_home(home);
+        }
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
         let (new, section) = (work.entry.restored().with(write_right(&work)), work.section());
         let step = install(work, new);
+        if mutant!("home_stored_late") {
+            folio.set_home(home);
+        }
         // A file's page that had left the page cache is anonymous from now on.
         if !was_anonymous && engine.reclaims() {
             engine.arrived(section, frame, engine.folio(frame));

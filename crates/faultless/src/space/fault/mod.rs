@@ -323,7 +323,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Invalidates the old translation, then drops the old frame (rule 6). The page is no longer announced.
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(old) = replaced {
-            self.engine.invalidate(&self.table, PageRange::single(address.page()));
+            let is_in_slot = || matches!(old.kind(), EntryKind::Swapped(..));
+            if !(mutant!("slot_copy_without_invalidate") && is_in_slot()) {
+                self.engine.invalidate(&self.table, PageRange::single(address.page()));
+            }
             self.engine.drop_entry(old);
         }
     }
@@ -552,7 +555,9 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
     let (engine, section) = (work.engine(), work.section());
     let folio = engine.folio(frame);
-    folio.set_group(work.space.group());
+    if !mutant!("copy_takes_no_group") {
+        folio.set_group(work.space.group());
+    }
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);

@@ -145,7 +145,9 @@ fn map_locked<H: Host, D: LockingDesign>(
     let leaves_slot = is_mine && !is_written && (stores || is_undone);
     if leaves_slot {
         // A write right means: no slot.
-        engine.take_out(frame);
+        if !mutant!("store_keeps_the_slot") {
+            engine.take_out(frame);
+        }
         if protection.contains(Protection::WRITE) {
             rights |= Entry::WRITE;
         }
