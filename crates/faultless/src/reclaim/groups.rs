@@ -148,6 +148,8 @@ pub(crate) struct Queues<P> {
     others: Vec<Lists<P>>,
     /// The number of looks since arrivals were gathered last.
     looks_since_gathering: u64,
+    /// Whether a class has given its last frame since then.
+    has_run_dry: bool,
     /// The place, in all frames of the groups that are asked, from which the next batch comes. So each group gives frames in
     /// proportion to those that it has.
     turn: u64,
@@ -157,6 +159,13 @@ pub(crate) struct Queues<P> {
     sorted_there: u64,
     /// The number of frames that are to be sorted before a search for strays has seen all.
     unsorted: Option<u64>,
+}
+
+/// Arrivals are to be gathered: see [`gather`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gathering {
+    /// The greatest number of arrivals of a slot whose first use is forgotten.
+    most_forgotten: u64,
 }
 
 /// The frames that reclaim shall try.
@@ -220,8 +229,10 @@ impl<P: ReclaimPolicy> Queues<P> {
         self.each().map(|(_, one)| one.length(Kinds::All)).sum()
     }
 
-    /// Fills `batch` with the next frames of `wanted`, all of one class. `None`: arrivals are to be gathered before ([`gather`]).
-    /// `has_gathered`: the caller has just done so.
+    /// Fills `batch` with the next frames of `wanted`, all of one class. `has_gathered`: the caller has just gathered arrivals.
+    ///
+    /// # Errors
+    /// Arrivals are to be gathered before ([`gather`]).
     pub fn next_victims(
         &mut self,
         folios: &impl Folios,
@@ -229,9 +240,9 @@ impl<P: ReclaimPolicy> Queues<P> {
         wanted: Wanted,
         has_gathered: bool,
         batch: &mut [Frame],
-    ) -> Option<Victims> {
+    ) -> Result<Victims, Gathering> {
         if !has_gathered && (wanted.gathers || self.is_gathering_due()) {
-            return None;
+            return Err(self.begin_gathering());
         }
         while let Some(class) = self.choose(sections, wanted) {
             let victims = self.offer(folios, class, batch);
@@ -240,32 +251,32 @@ impl<P: ReclaimPolicy> Queues<P> {
             }
             if victims.count < batch.len() && self.of(class).length() == 0 {
                 // The next call is to find more.
-                self.looks_since_gathering = self.length().max(MOST_LOOKS);
+                self.has_run_dry = true;
             }
             self.unsorted = None;
             self.search_if_few(folios, sections, wanted.of);
-            return Some(victims);
+            return Ok(victims);
         }
         if !has_gathered {
-            return None;
+            return Err(self.begin_gathering());
         }
         let is_part = wanted.of != GroupId::ROOT || wanted.kinds != Kinds::All;
         let is_delayed = is_part && (self.sort(folios) || self.unsorted.is_some());
         let class = Class { group: wanted.of, kind: PageKind::File };
-        Some(Victims { class, count: 0, length: 0, takes_young: false, is_delayed })
+        Ok(Victims { class, count: 0, length: 0, takes_young: false, is_delayed })
     }
 
     /// Returns whether arrivals are to be gathered. That looks at each slot, so it is not done for each batch.
     fn is_gathering_due(&self) -> bool {
-        self.looks_since_gathering >= (self.length() / 32).clamp(BATCH as u64, MOST_LOOKS)
+        self.has_run_dry || self.looks_since_gathering >= (self.length() / 32).clamp(BATCH as u64, MOST_LOOKS)
     }
 
-    /// Begins to gather. Returns the greatest number of arrivals of a slot whose first use is forgotten.
-    fn begin_gathering(&mut self) -> u64 {
+    fn begin_gathering(&mut self) -> Gathering {
+        self.has_run_dry = false;
         let looks = mem::take(&mut self.looks_since_gathering);
         // After many looks, or if many have arrived, most came long ago. Then their bits tell more than the first use.
         let most = self.length() / FORGOTTEN_PART;
-        if looks <= most && !mutant!("first_use_stays") { most } else { 0 }
+        Gathering { most_forgotten: if looks <= most && !mutant!("first_use_stays") { most } else { 0 } }
     }
 
     /// Searches for strays of `group` and those below, if less than half of the pages for which they pay are in queues of their own.
@@ -405,9 +416,9 @@ impl<P: ReclaimPolicy> Queues<P> {
 pub(crate) fn gather<P: ReclaimPolicy, Q: DerefMut<Target = Queues<P>>>(
     folios: &impl Folios,
     sections: &Sections,
+    Gathering { most_forgotten }: Gathering,
     lock: impl Fn() -> Q,
 ) {
-    let most_forgotten = lock().begin_gathering();
     sections.each_arrivals(|arrivals| {
         let mut gathered = Gathered::from(arrivals, folios);
         let forgets = gathered.count() <= most_forgotten;

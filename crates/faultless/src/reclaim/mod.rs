@@ -76,6 +76,8 @@ pub(crate) struct Reclaim {
     looks_around: bool,
     /// The number of threads that reclaim. Atomic.
     reclaimers: plain::AtomicU64,
+    /// The number of calls that have reclaimed, and have ended. Atomic.
+    ended: plain::AtomicU64,
     /// The numbers of pages of the root that were evicted, for each kind. Each other group has counts of its own. Atomic.
     evictions: [plain::AtomicU64; 2],
 }
@@ -83,9 +85,15 @@ pub(crate) struct Reclaim {
 impl Reclaim {
     /// Makes the state of a reclaim that tries pages in this order.
     pub fn new(order: ReclaimOrder) -> Self {
-        let (reclaimers, evictions) = Default::default();
+        let (reclaimers, ended, evictions) = Default::default();
         let looks_around = order == ReclaimOrder::Generations && !mutant!("looks_at_one_entry");
-        Self { queues: Mutex::new(Queues::new(&Policy::new(order))), looks_around, reclaimers, evictions }
+        Self {
+            queues: Mutex::new(Queues::new(&Policy::new(order))),
+            looks_around,
+            reclaimers,
+            ended,
+            evictions,
+        }
     }
 }
 
@@ -215,10 +223,10 @@ impl<H: Host> Engine<H> {
         let mut has_gathered = false;
         loop {
             let victims = self.lock_queues().next_victims(self, self.sections(), wanted, has_gathered, batch);
-            if let Some(victims) = victims {
-                return victims;
+            match victims {
+                Ok(victims) => return victims,
+                Err(gathering) => gather(self, self.sections(), gathering, || self.lock_queues()),
             }
-            gather(self, self.sections(), || self.lock_queues());
             has_gathered = true;
         }
     }
@@ -252,12 +260,12 @@ impl<H: Host> Engine<H> {
     }
 
     /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the number of
-    /// frames that are free now, with those whose write has ended already, as on a device in memory; and the number of those that are
-    /// being written.
+    /// frames that are free now, with those whose write has ended already, as on a device in memory; and the number of the others, but
+    /// for those that could not be written: those are no progress.
     fn report_taken(&self, class: Class, frames: &[Frame]) -> (u64, u64) {
-        let (mut freed, mut written) = (0, 0);
+        let (mut freed, mut others) = (0, 0);
         if frames.is_empty() {
-            return (freed, written);
+            return (freed, others);
         }
         let mut queues = self.lock_queues();
         for frame in frames {
@@ -265,14 +273,14 @@ impl<H: Host> Engine<H> {
             if folio.is_free() {
                 freed += 1;
             } else {
-                // One that is not written, such as one that its device has refused, is no progress.
-                let is_written = folio.is_writeback() || mutant!("refused_is_progress");
-                written += u64::from(is_written);
-                queues.report(self, class, *frame, if is_written { Report::Taken } else { Report::Busy });
+                // Another thread may have taken the page or the frame since: that is progress.
+                let is_left = self.is_left_unwritten(folio) && !mutant!("refused_is_progress");
+                others += u64::from(!is_left);
+                queues.report(self, class, *frame, if is_left { Report::Busy } else { Report::Taken });
             }
         }
         queues.freed(class, freed);
-        (freed, written)
+        (freed, others)
     }
 
     /// Tries to free `pages` frames now, as `memory.reclaim` of a control group does. Returns the number of frames that it has freed.

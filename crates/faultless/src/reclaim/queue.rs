@@ -175,6 +175,10 @@ pub(crate) struct Gathered {
 impl Gathered {
     /// Takes all `arrivals`. [`Gathered::next`] returns them, the oldest first.
     pub fn from(arrivals: &Arrivals, folios: &impl Folios) -> Self {
+        // Most slots have none. The load saves the exchange, which would take the line from the slot's thread.
+        if arrivals.0.load(Ordering::Relaxed) == Arrivals::EMPTY {
+            return Self { oldest: 0, count: 0 };
+        }
         // The chain begins with the youngest. Acquire, partner: `Arrivals::push`.
         let youngest = arrivals.0.swap(Arrivals::EMPTY, Ordering::Acquire);
         let (mut frame, mut younger, mut count) = (frame_of(youngest), 0, 0);

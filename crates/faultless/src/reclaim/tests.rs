@@ -76,8 +76,8 @@ fn next_victims<P: ReclaimPolicy>(
     let next = |has_gathered, batch: &mut [Frame]| {
         queues.borrow_mut().next_victims(frames, sections, ROOT, has_gathered, batch)
     };
-    next(false, batch).unwrap_or_else(|| {
-        gather(frames, sections, || queues.borrow_mut());
+    next(false, batch).unwrap_or_else(|gathering| {
+        gather(frames, sections, gathering, || queues.borrow_mut());
         next(true, batch).unwrap()
     })
 }

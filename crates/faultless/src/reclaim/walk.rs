@@ -45,7 +45,7 @@ const RELATIVES: usize = 1000;
 
 /// The greatest number of leaf tables in which one search looks. A folio with a mapping behind so many tables of its family that do not
 /// map it is found when some of these tables have gone.
-const LOOKS_FOR_ONE: usize = 16 * RELATIVES;
+const LOOKS_FOR_ONE: usize = 4 * RELATIVES;
 
 /// The outcome of reclaim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +118,8 @@ impl<H: Host> Engine<H> {
         if !self.reclaims() && !self.reclaims_files() {
             return sum;
         }
-        // Those whose batches are under way have taken pages off the queues.
+        // Those whose batches are under way have taken pages off the queues. So have those that end meanwhile.
+        let ended = self.reclaim.ended.load(Ordering::Relaxed);
         let mut others = self.reclaim.reclaimers.fetch_add(1, Ordering::Relaxed);
         let mut files = Files::new();
         let mut ask = Wanted { kinds, ..Wanted::all_of(group) };
@@ -160,6 +161,7 @@ impl<H: Host> Engine<H> {
             files.start_writeback(self);
         }
         let is_writing = self.is_writing(&files);
+        others += self.reclaim.ended.fetch_add(1, Ordering::Relaxed) - ended;
         others = others.max(self.reclaim.reclaimers.fetch_sub(1, Ordering::Relaxed) - 1);
         sum.is_delayed |= others != 0 || is_writing || self.awaits_worker();
         sum

@@ -2,6 +2,7 @@
 
 use super::slot::SwapSlot;
 use crate::engine::Engine;
+use crate::frame::Folio;
 use crate::host::{Frame, Host, Slot};
 use crate::reclaim::Shadow;
 
@@ -30,6 +31,14 @@ impl<H: Host> Engine<H> {
     pub(crate) fn is_slot_unused(&self, slot: Slot) -> bool {
         let state = self.slot(slot).map(SwapSlot::state);
         state.is_some_and(|state| state.count() == 0 && !state.is_written())
+    }
+
+    /// Returns whether a folio that no entry maps has a slot, and is neither written nor being written. A hint, if the caller has no
+    /// reference.
+    pub(crate) fn is_left_unwritten(&self, folio: &Folio) -> bool {
+        let slot = || self.slot(Slot::new(folio.index())?).map(SwapSlot::state);
+        let is_alone = folio.is_in_slot() && folio.mappings() == 0 && !folio.is_writeback();
+        is_alone && slot().is_some_and(|state| !state.is_written())
     }
 
     /// Returns whether the folio of `slot` was read ahead, and this is the first use of it. An entry names the slot.

@@ -40,7 +40,7 @@ pub struct SwapRemoved {
 }
 
 /// The reason why a device was not removed. It is in use as before. Each of its pages is on the device or in memory, except `lost` ones:
-/// their reads have failed in the call. Each access to them fails as an I/O error does.
+/// their reads have failed, in the call or before. Each access to them fails as an I/O error does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoveSwapError {

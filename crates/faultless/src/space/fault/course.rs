@@ -15,6 +15,7 @@ use crate::protection::Access;
 use crate::space::AddressSpace;
 use crate::stats::Counter;
 use crate::swap::{Cached, SwapIn};
+use crate::sync::Park;
 
 /// The progress of a fault, kept from try to try.
 pub(super) struct Course<H: Host, D: LockingDesign> {
@@ -81,6 +82,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             // Frames are there, so a page that is taken would be of no use.
             Step::NeedTable if engine.has_frames() && !mutant!("tables_take_pages") => {
                 course.kept = None;
+                course.look += 1;
+                engine.wait_for_memory(course.look);
+                if engine.looks_for_room(course.look, false) {
+                    return Ok(());
+                }
                 self.refuse_for_memory(address, access);
                 Err(FaultError::OutOfMemory { address })
             }
