@@ -41,11 +41,11 @@ const YOUNG_LOOKS: usize = 5 << 20;
 
 /// The greatest number of entries that one search for a folio tries. The count of its mappings decides whether it can be freed, so a
 /// search that ends early delays, and loses nothing. The next search passes over the entries that are taken.
-const RELATIVES: usize = 1000;
+const RELATIVES: u16 = 1000;
 
 /// The greatest number of leaf tables in which one search looks. A folio with a mapping behind so many tables of its family that do not
 /// map it is found when some of these tables have gone.
-const LOOKS_FOR_ONE: usize = 4 * RELATIVES;
+const LOOKS_FOR_ONE: usize = 4 * RELATIVES as usize;
 
 /// The outcome of reclaim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -500,7 +500,7 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(frame);
         let kind =
             slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
-        let (mut taken, mut tried, mut refusal) = (usize::from(has_taken), 0, Refusal::Gone);
+        let (mut has_taken, mut tried, mut refusal) = (has_taken, 0_u16, Refusal::Gone);
         stale.make_room();
         {
             let section = self.enter();
@@ -517,7 +517,7 @@ impl<H: Host> Engine<H> {
                         None => self.take_shared(record, places.index, victim, stale),
                     };
                     match took {
-                        Ok(()) => taken += 1,
+                        Ok(()) => has_taken = true,
                         Err(why) => refusal = why,
                     }
                     if took != Err(Refusal::Gone) || mutant!("relatives_are_tries") {
@@ -535,7 +535,7 @@ impl<H: Host> Engine<H> {
         if folio.mappings() == 0 {
             return if slot.is_some() { Unmapped::All } else { Unmapped::Dropped };
         }
-        if taken != 0 {
+        if has_taken {
             self.pass_over(victims.class, frame, refusal);
             return Unmapped::Some;
         }
