@@ -139,7 +139,6 @@ swapoff_charges_one      | faultless-soft | engine | each_group_pays_for_its_pag
 cached_counted_late      | faultless-soft | loom_evictions | a_page_that_is_read_against_truncation | pages are cached, and
 relatives_are_tries      | faultless-soft | engine | a_page_that_1200_processes_share_goes_to_swap | stays in memory
 tables_take_pages        | faultless-soft | allocation_pressure | a_fault_without_memory_for_a_table_takes_no_page | pages were taken
-refused_is_progress      | faultless      | lib | pages_that_a_device_refuses_at_once | not demanded after
 first_use_stays          | faultless-soft | engine | a_page_that_was_used_once_is_tried_once | tries found a page in use
 looks_at_one_entry       | faultless-soft | engine | generations_find_pages_in_use | one entry at a time
 reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9

@@ -274,7 +274,7 @@ impl<H: Host> Engine<H> {
                 freed += 1;
             } else {
                 // Another thread may have taken the page or the frame since: that is progress.
-                let is_left = self.is_left_unwritten(folio) && !mutant!("refused_is_progress");
+                let is_left = self.is_left_unwritten(folio);
                 others += u64::from(!is_left);
                 queues.report(self, class, *frame, if is_left { Report::Busy } else { Report::Taken });
             }
