@@ -82,7 +82,7 @@ number_before_fence      | faultless      | lib | a_period_that_begins | (invari
 bytes_free_own_list      | faultless      | lib | what_all_slots_keep | things that other slots have retired are kept
 unlisted_by_half         | faultless      | lib | a_slot_that_is_given_on | (invariant 3|Causality violation)
 sleeps_by_half           | faultless      | lib | a_slot_that_sleeps | (invariant 3|Causality violation)
-unlisted_relaxed         | faultless      | lib | a_slot_that_is_given_on | (invariant 3|Causality violation)
+unlisted_relaxed         | faultless      | lib | a_slot_that_sleeps | (invariant 3|Causality violation)
 bound_not_asked_again    | faultless      | lib | a_bit_that_comes_while | invariant 3
 full_asked_before_the_count | faultless   | lib | copies_at_the_limit | a count of mappings runs over
 uncount_relaxed          | faultless      | lib | copies_at_the_limit | a count of mappings runs over
@@ -115,7 +115,7 @@ reclaims_pinned          | faultless-soft | loom_swap | a_pin_against_reclaim | 
 reclaims_locked          | faultless-soft | loom_swap | mlock_against_reclaim | a locked page was reclaimed
 resumes_by_number        | faultless-soft | loom_swap | a_fault_that_waited_against_the_next_life | a page of the slot.s earlier life
 no_lock_at_swap_in       | faultless-soft | loom_swap_shared | two_spaces_bring_a_page_back | (invariant 6|isolated.rs)
-slot_left_beside_reclaim | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | exceeded maximum number of branches
+slot_left_beside_reclaim | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | (Lost \{ address|exceeded maximum number of branches)
 shared_table_not_locked  | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | (invariant 6|rule H2)
 shared_fault_not_locked  | faultless-soft | loom_swap_shared | a_load_against_a_store_of_a_shared_tables_page | (a page was lost|cache.rs|slot.rs|invariant 6)
 shared_fault_drops_twice | faultless-soft | loom_swap_shared | two_loads_of_a_shared_tables_page | (a slot.s count below zero|slot.rs)

@@ -110,8 +110,8 @@ fn two_spaces_bring_a_page_back() {
 
 /// A page of a shared table is taken, while the parent stores to it.
 ///
-/// If a fault takes the page out of its slot while reclaim makes the other entry name the slot, the page is lost, and its next fault
-/// does not end. loom reports that as too many branches.
+/// If a fault takes the page out of its slot while reclaim makes the other entry name the slot, the page is lost: its next fault
+/// finds no bytes, or does not end. loom reports that as too many branches.
 #[test]
 fn a_store_against_reclaim_from_a_shared_table() {
     with_a_child(2, |engine, space, child, _| {
