@@ -44,7 +44,7 @@ fn check(space: &Space, thread: usize, words: &Words, what: &str) {
     }
 }
 
-/// What the threads of one round share.
+/// The state that the threads of one round share.
 struct Round<'a> {
     engine: &'a Arc<Engine<Soft>>,
     /// The tables that have left their families.

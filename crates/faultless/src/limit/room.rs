@@ -69,7 +69,7 @@ impl<H: Host> Engine<H> {
         Err(full.unwrap_or(GroupId::ROOT))
     }
 
-    /// Returns whether the machine has some free frames at least.
+    /// Returns whether the machine has [`FEW`] free frames at least: then a thread that found no memory lacks something else.
     pub(crate) fn has_frames(&self) -> bool {
         let usage = self.frame_usage();
         usage.limit.saturating_sub(usage.used) >= FEW

@@ -24,7 +24,7 @@ const CALLS: u32 = 64;
 /// The greatest number of calls between two such searches. A group that needs its strays makes more before it runs out of memory.
 const MOST_CALLS: u32 = CALLS << 3;
 
-/// The greatest number of looks between two times that arrivals are gathered. It bounds the number of arrivals of a time.
+/// The greatest number of looks between two times that arrivals are gathered.
 const MOST_LOOKS: u64 = 1024;
 
 /// The number of arrivals that are put into the queues at a time.
@@ -271,6 +271,7 @@ impl<P: ReclaimPolicy> Queues<P> {
         self.has_run_dry || self.looks_since_gathering >= (self.length() / 32).clamp(BATCH as u64, MOST_LOOKS)
     }
 
+    /// Notes that the caller is about to gather.
     fn begin_gathering(&mut self) -> Gathering {
         self.has_run_dry = false;
         let looks = mem::take(&mut self.looks_since_gathering);

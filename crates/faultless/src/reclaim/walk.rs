@@ -52,7 +52,8 @@ const LOOKS_FOR_ONE: usize = 4 * RELATIVES as usize;
 pub(crate) struct Reclaimed {
     /// The number of frames that are free now.
     pub freed: u64,
-    /// The number of pages whose write to a swap device was started. Most of their frames are free when the writes end.
+    /// The number of pages that were taken and whose frames are not free: most are being written to a swap device, and their frames are
+    /// free when the writes end. Another thread may have a frame, or the page, by now.
     pub started: u64,
     /// Whether pages are there that could not be taken at the moment: another thread has them or is at work on them, or they are
     /// being written.
