@@ -103,6 +103,12 @@ impl Arguments {
             match name.as_str() {
                 "--seconds" => all.time = Duration::from_secs(value),
                 "--threads" => all.threads = value as usize,
+                _ if value < LimitConfig::MINIMUM => {
+                    return Err(format!(
+                        "{name} {value}: a limit has {} pages at least",
+                        LimitConfig::MINIMUM
+                    ));
+                }
                 _ => all.pages = value,
             }
         }
