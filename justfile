@@ -1,5 +1,8 @@
 # One recipe a check. CI (`.ci/run`) runs the same checks by commands of its own. `just --list` shows them.
 
+# Of builds with ThreadSanitizer. Their locks are taken by trying (crates/faultless/src/sync/mutex.rs).
+tsan := "-Zsanitizer=thread --cfg tsan -Cunsafe-allow-abi-mismatch=sanitizer"
+
 # Runs the laboratory's main command, a comparison of designs.
 compare *ARGS:
     cargo run --release -- compare {{ARGS}}
@@ -89,11 +92,11 @@ mutants *NAMES:
 asan:
     LSAN_OPTIONS="suppressions=$PWD/scripts/asan-leaks.txt" ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:quarantine_size_mb=32 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-linux -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
 
-# Runs the tests of swap, reclaim and limits under ThreadSanitizer (needs a nightly toolchain with rust-src: the standard library is
-# built for it too). It does not know fences: each pair of threads that is ordered by a fence alone looks like a race to it, and a
-# missing fence is no race. loom checks these. It sees only the orders that occur. Give names of tests to run others.
+# Runs the tests of swap, reclaim and limits under ThreadSanitizer (needs a nightly toolchain). It does not know fences: a missing one is
+# no race to it. loom checks these. It sees only the orders that occur, and no race inside of the standard library, which is built
+# without it. Give names of tests to run others.
 tsan *NAMES="swap limit reclaim progress hammer file_refaults liveness":
-    TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-fences.txt" RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -p faultless-soft --test engine --test errors -Zbuild-std --target x86_64-unknown-linux-gnu --target-dir target/tsan -- {{NAMES}} error
+    TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.txt" RUSTFLAGS="{{tsan}}" cargo +nightly test --release -p faultless-soft --test engine --test errors --target x86_64-unknown-linux-gnu --target-dir target/tsan -- {{NAMES}} error
 
 # Injects a million I/O errors: reads and writes of swap and of a file, once and for ever. None may be silent.
 errors:
@@ -108,9 +111,9 @@ soak-pressure *ARGS:
 soak-pressure-asan *ARGS="--seconds 600":
     RUSTFLAGS="-Zsanitizer=address" cargo +nightly run --release -p faultless-soft --example soak_pressure --target x86_64-unknown-linux-gnu --target-dir target/asan -- {{ARGS}}
 
-# The same for ten minutes under ThreadSanitizer (needs a nightly toolchain with rust-src). `just tsan` says what it cannot see.
+# The same for ten minutes under ThreadSanitizer (needs a nightly toolchain). `just tsan` says what it cannot see.
 soak-pressure-tsan *ARGS="--seconds 600":
-    TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-fences.txt" RUSTFLAGS="-Zsanitizer=thread" cargo +nightly run --release -p faultless-soft --example soak_pressure -Zbuild-std --target x86_64-unknown-linux-gnu --target-dir target/tsan -- {{ARGS}}
+    TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.txt" RUSTFLAGS="{{tsan}}" cargo +nightly run --release -p faultless-soft --example soak_pressure --target x86_64-unknown-linux-gnu --target-dir target/tsan -- {{ARGS}}
 
 # Runs `compare` for ten minutes with 16 threads, and checks for wrong bytes, torn children and leaked frames.
 soak:

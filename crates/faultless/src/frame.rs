@@ -321,6 +321,8 @@ impl Folio {
         let left = match (old & REFERENCES) - unit {
             0 => {
                 fence(Ordering::Acquire);
+                #[cfg(tsan)]
+                self.word.load(Ordering::Acquire);
                 Remaining::Nothing
             }
             CACHED if old & ANONYMOUS != 0 => Remaining::InSlot,

@@ -107,10 +107,11 @@ pub struct StdSlots;
 #[cfg(not(loom))]
 mod numbers {
     use super::{OutOfMemory, Sections, SlotIndex};
+    use crate::sync::{Condvar, Mutex};
     use std::cell::Cell;
     use std::cmp::Reverse;
     use std::collections::BinaryHeap;
-    use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+    use std::sync::{Arc, Weak};
 
     /// The pool of the numbers below `limit`.
     pub struct Pool {
@@ -133,13 +134,9 @@ mod numbers {
             Self { numbers, returned: Condvar::new(), limit }
         }
 
-        fn lock(&self) -> MutexGuard<'_, Numbers> {
-            self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
-        }
-
         /// Takes a number that no thread has. Waits until there is one.
         pub fn take(&self) -> u32 {
-            let mut numbers = self.lock();
+            let mut numbers = self.numbers.lock();
             loop {
                 if let Some(Reverse(free)) = numbers.free.pop() {
                     return free;
@@ -153,13 +150,13 @@ mod numbers {
                     return numbers.next - 1;
                 }
                 numbers.waiting += 1;
-                numbers = self.returned.wait(numbers).unwrap_or_else(PoisonError::into_inner);
+                numbers = self.returned.wait(numbers);
                 numbers.waiting -= 1;
             }
         }
 
         pub fn give_back(&self, number: u32) {
-            let mut numbers = self.lock();
+            let mut numbers = self.numbers.lock();
             if numbers.free.try_reserve(1).is_ok() {
                 numbers.free.push(Reverse(number));
             }
@@ -168,7 +165,7 @@ mod numbers {
         }
 
         pub fn waiting(&self) -> usize {
-            self.lock().waiting
+            self.numbers.lock().waiting
         }
     }
 
@@ -183,12 +180,8 @@ mod numbers {
 
     static ATTACHED: Mutex<Attached> = Mutex::new(Attached { all: Vec::new(), next: 0 });
 
-    fn attached() -> MutexGuard<'static, Attached> {
-        ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn attach(sections: &Arc<Sections>) -> Result<(), OutOfMemory> {
-        let mut attached = attached();
+        let mut attached = ATTACHED.lock();
         attached.all.try_reserve(1).map_err(|_| OutOfMemory)?;
         let number = attached.next;
         attached.next += 1;
@@ -197,7 +190,7 @@ mod numbers {
     }
 
     pub fn detach(sections: &Sections) {
-        attached().all.retain(|(_, weak)| !std::ptr::eq(weak.as_ptr(), sections));
+        ATTACHED.lock().all.retain(|(_, weak)| !std::ptr::eq(weak.as_ptr(), sections));
     }
 
     struct Mine(u32);
@@ -208,7 +201,7 @@ mod numbers {
                 // The sections are visited one at a time, and not under the lock, since the end of the last handle frees
                 // retired things. They are found by number, since engines come and go meanwhile.
                 let from = |number: u64| {
-                    let attached = attached();
+                    let attached = ATTACHED.lock();
                     let place = attached.all.partition_point(|(known, _)| *known < number);
                     attached.all.get(place).map(|(number, weak)| (*number, weak.upgrade()))
                 };

@@ -1,13 +1,18 @@
 //! A slow device. A transfer of any number of pages completes no earlier than its latency after it has started.
 #![forbid(unsafe_code)]
 
-use super::threads::{join, lock, survive};
+use super::threads::{join, survive};
 use super::{Completion, Store, StoreError, Transfer};
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+/// Takes the lock, poisoned or not. No completion runs under one, so nothing is left half-done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The deadline of a latency that the clock cannot express: longer than any run.
 const FOREVER: Duration = Duration::from_secs(1 << 30);

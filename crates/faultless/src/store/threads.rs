@@ -4,17 +4,13 @@
 
 use super::{StoreError, Transfer};
 use crate::errno;
+use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-
-/// Takes the lock, poisoned or not. No completion runs under one, so nothing is left half-done.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Runs `work`, which calls completions. The panic hook has reported a panic in one; the thread lives on for other transfers.
 pub(super) fn survive(work: impl FnOnce()) {
@@ -74,7 +70,7 @@ impl Pool {
 
     /// Queues a transfer. Completes it with an error if there is no memory for that.
     pub(super) fn submit(&self, transfer: Transfer) {
-        let mut queue = lock(&self.shared.queue);
+        let mut queue = self.shared.queue.lock();
         if queue.transfers.try_reserve(1).is_err() {
             drop(queue);
             let error = StoreError::Io { offset: transfer.offset(), errno: errno::ENOMEM };
@@ -89,11 +85,11 @@ impl Pool {
 impl Shared {
     /// Returns the next transfer, or `None` when there will be none.
     fn next(&self) -> Option<Transfer> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
             match queue.transfers.pop_front() {
                 None if !queue.closed => {
-                    queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    queue = self.changed.wait(queue);
                 }
                 next => return next,
             }
@@ -103,7 +99,7 @@ impl Shared {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.queue).closed = true;
+        self.shared.queue.lock().closed = true;
         self.shared.changed.notify_all();
         self.threads.drain(..).for_each(join);
     }

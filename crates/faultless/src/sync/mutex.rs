@@ -1,5 +1,9 @@
 //! The short lock: that of the operating system, the one that a program without an operating system has chosen
 //! ([`ShortLock`](super::ShortLock)), or that of a model.
+//!
+//! `--cfg tsan` is for ThreadSanitizer with a standard library that is built without it: a thread that waits for a lock tries again
+//! instead of sleeping. The sanitizer sees only the attempts, which are compiled here, and would miss the order that a wait inside of
+//! the standard library gives.
 
 use super::held::Held;
 #[cfg(not(feature = "std"))]
@@ -32,8 +36,13 @@ pub struct MutexGuard<'a, T> {
     inner: imp::MutexGuard<'a, T>,
     #[cfg(not(feature = "std"))]
     inner: short_lock::Guard<'a, T>,
-    #[cfg_attr(not(feature = "std"), expect(dead_code, reason = "it counts while the guard lives"))]
+    #[cfg_attr(
+        any(not(feature = "std"), tsan),
+        expect(dead_code, reason = "it counts while the guard lives")
+    )]
     held: Held,
+    #[cfg(tsan)]
+    lock: &'a Mutex<T>,
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
@@ -83,7 +92,12 @@ impl<T> Mutex<T> {
         #[cfg(not(feature = "std"))]
         let inner = self.inner.try_lock()?;
         #[cfg(not(loom))]
-        return Some(MutexGuard { inner, held: Held::short_lock() });
+        return Some(MutexGuard {
+            inner,
+            held: Held::short_lock(),
+            #[cfg(tsan)]
+            lock: self,
+        });
     }
 
     /// Waits for the lock. A lock whose holder panicked is taken like any other.
@@ -92,11 +106,19 @@ impl<T> Mutex<T> {
     /// lost. The range that a panicking thread had reserved, or the record that it had closed, lies outside the lock. The data
     /// under these locks is a count, a queue, or a tree that readers see at each moment, and is usable after each step.
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        #[cfg(feature = "std")]
+        #[cfg(tsan)]
+        return loop {
+            match self.try_lock() {
+                Some(guard) => break guard,
+                None => std::thread::yield_now(),
+            }
+        };
+        #[cfg(all(feature = "std", not(tsan)))]
         let inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         #[cfg(not(feature = "std"))]
         let inner = self.inner.lock();
-        MutexGuard { inner, held: Held::short_lock() }
+        #[cfg(not(tsan))]
+        return MutexGuard { inner, held: Held::short_lock() };
     }
 }
 
@@ -121,9 +143,19 @@ impl Condvar {
 
     /// Releases the lock, sleeps, and takes the lock again. May wake without cause.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        let MutexGuard { inner, held } = guard;
-        let inner = self.0.wait(inner).unwrap_or_else(|poisoned| poisoned.into_inner());
-        MutexGuard { inner, held }
+        #[cfg(tsan)]
+        return {
+            let lock = guard.lock;
+            drop(guard);
+            std::thread::sleep(core::time::Duration::from_micros(50));
+            lock.lock()
+        };
+        #[cfg(not(tsan))]
+        return {
+            let MutexGuard { inner, held } = guard;
+            let inner = self.0.wait(inner).unwrap_or_else(|poisoned| poisoned.into_inner());
+            MutexGuard { inner, held }
+        };
     }
 
     /// Wakes all waiting threads.

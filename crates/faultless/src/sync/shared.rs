@@ -269,6 +269,9 @@ impl<T: ?Sized> Drop for Shared<T> {
             return;
         }
         fence(Ordering::Acquire);
+        // ThreadSanitizer does not know the fence.
+        #[cfg(tsan)]
+        strong.load(Ordering::Acquire);
         // The weak handle of all strong ones, which is dropped even if the value's drop panics.
         let _weak = Weak { counted: self.counted };
         // SAFETY: no strong handle is left, and none comes from a weak one any more.
@@ -356,6 +359,8 @@ impl<T: ?Sized> Drop for Weak<T> {
             return;
         }
         fence(Ordering::Acquire);
+        #[cfg(tsan)]
+        self.counts().1.load(Ordering::Acquire);
         // SAFETY: the last handle. The memory came from a Box, so it has this layout and a size; the value in it has been
         // dropped, and is not dropped again by this type.
         unsafe {
