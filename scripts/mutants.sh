@@ -139,6 +139,8 @@ swapoff_charges_one      | faultless-soft | engine | each_group_pays_for_its_pag
 cached_counted_late      | faultless-soft | loom_evictions | a_page_that_is_read_against_truncation | pages are cached, and
 relatives_are_tries      | faultless-soft | engine | a_page_that_1200_processes_share_goes_to_swap | stays in memory
 tables_take_pages        | faultless-soft | allocation_pressure | a_fault_without_memory_for_a_table_takes_no_page | pages were taken
+homes_stay_lost          | faultless-soft | engine | moved_pages_are_taken_when_the_child_has_gone | pages stay in memory
+home_given_unannounced   | faultless-soft | loom_lost_homes | a_home_that_is_given_against_unmap | (invariant 3|Causality violation|rule H)
 first_use_stays          | faultless-soft | engine | a_page_that_was_used_once_is_tried_once | tries found a page in use
 looks_at_one_entry       | faultless-soft | engine | generations_find_pages_in_use | one entry at a time
 reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9

@@ -4,11 +4,13 @@
 
 mod limits;
 mod shared_tables;
+mod spaces;
 mod stale;
 mod waits;
 
 pub use limits::{DirtyLimits, Limits, LimitsError, Reserve};
 pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
+pub(crate) use spaces::{ListedSpace, Spaces, Tally};
 pub(crate) use stale::{OpenBatches, RemovedBatch, RemovedEntries, StaleBatch};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
@@ -65,7 +67,9 @@ pub struct Engine<H: Host> {
     pub(crate) background: CachePadded<Background>,
     /// The dirty pages of files. They have a cache line of their own.
     pub(crate) dirty: CachePadded<DirtyPages<H>>,
-    /// The spaces that may be ended for lack of memory, and the policy that chooses. Empty until [`Engine::end_victims`].
+    /// All spaces.
+    spaces: Spaces,
+    /// The policy that chooses a space to be ended for lack of memory. Empty until [`Engine::end_victims`].
     pub(crate) victims: OnceBox<Victims>,
 }
 
@@ -103,6 +107,7 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).takes_stocks).write(plain::AtomicBool::new(false));
             (&raw mut (*place).background).write(CachePadded::default());
             (&raw mut (*place).dirty).write(CachePadded::new(DirtyPages::new(dirty)));
+            (&raw mut (*place).spaces).write(Spaces::default());
             (&raw mut (*place).victims).write(OnceBox::default());
             (&raw mut (*place).host).write(host);
             engine.assume_init()
@@ -561,7 +566,9 @@ impl<H: Host> Drop for Engine<H> {
         self.background.call(self.host.park());
         self.host.slots().detach(&self.sections);
         self.uncharge(self.waits.room());
-        self.uncharge_candidates();
+        let of_victims = self.victims.get().map_or(0, |_| size_of::<Victims>());
+        self.uncharge(of_victims);
+        self.uncharge_spaces();
         // SAFETY: `&mut self`: no space is left, so no thread is in a section of this engine.
         unsafe { self.sections.free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);

@@ -15,6 +15,7 @@ mod isolation;
 mod limit;
 mod limit_files;
 mod liveness;
+mod lost_homes;
 mod mapped;
 mod move_pages;
 mod processors;

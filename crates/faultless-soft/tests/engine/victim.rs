@@ -71,12 +71,13 @@ impl VictimPolicy for Noting {
 }
 
 /// The largest space of the full group is ended, and the fault that needed memory goes on. A larger space of no group is no candidate.
+/// The spaces were made before the engine had a policy.
 #[test]
 fn the_largest_space_of_the_full_group_is_ended() {
     let (engine, policy) = (engine(1024), Noting::default());
-    engine.end_victims(Box::new(policy.clone())).unwrap();
     let limit = group(&engine, 64);
     let (large, small) = (space(&engine, &limit), space(&engine, &limit));
+    engine.end_victims(Box::new(policy.clone())).unwrap();
     let outside = map(Space::new(&engine).unwrap());
     store(&outside, 0..100).unwrap();
     store(&large, 0..40).unwrap();

@@ -122,6 +122,26 @@ impl Folio {
         let _ = self.home.swap(Home::NONE.bits(), Ordering::AcqRel);
     }
 
+    /// Returns whether the page is anonymous, has one mapping, and no home: others that had it have gone since [`Folio::forget_home`].
+    /// A hint.
+    #[inline]
+    pub(crate) fn lacks_home(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        word & ANONYMOUS != 0
+            && word & MAPPINGS == MAPPING
+            && self.home.load(Ordering::Relaxed) == Home::NONE.bits()
+    }
+
+    /// Gives an anonymous page that has none the home `to`. The caller has the entry that `to` names, and it maps the page. So rule H1
+    /// holds even if the page has other mappings by now: the entry leaves the home before it drops its mapping. Returns false if the page
+    /// is not anonymous or has a home. Then nothing is changed.
+    pub(crate) fn give_home(&self, to: Home) -> bool {
+        // An exchange: a fault by a slot may forget the home at the same time. Release: a thread that reads the home sees the record.
+        let none = Home::NONE.bits();
+        self.is_anonymous()
+            && self.home.compare_exchange(none, to.bits(), Ordering::Release, Ordering::Relaxed).is_ok()
+    }
+
     /// Notes the number of the record by which the page came, which `audit` compares. For models.
     #[cfg(loom)]
     pub(crate) fn note_record(&self, record: u64) {

@@ -39,8 +39,8 @@ pub(crate) use group::{Event, Group};
 pub(crate) use groups::{Groups, MOST_GROUPS};
 pub(crate) use room::Shortage;
 pub(crate) use stock::{Debts, Stock};
+pub(crate) use victim::Victims;
 pub use victim::{Candidate, Largest, VictimBias, VictimPolicy, VictimPolicyError};
-pub(crate) use victim::{MayBeEnded, Victims};
 
 use crate::engine::Engine;
 use crate::host::{GroupId, Host, OutOfMemory};

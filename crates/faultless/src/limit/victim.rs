@@ -11,15 +11,13 @@
 //! before another thread may choose one. Each thread reclaims before it chooses.
 
 use super::group::Event;
-use crate::engine::{Dying, Engine};
+use crate::engine::{Dying, Engine, ListedSpace};
 use crate::host::{GroupId, Host, OutOfMemory};
 use crate::page_cache::MOST_TURNS;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Counted, Mutex, Shared, Weak, try_box};
+use crate::sync::{Shared, try_box};
 use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::ptr::NonNull;
 
 /// The amount by which a space's score is raised or lowered when a victim is chosen: -1000 to 1000 thousandths of the limit
 /// (oom_score_adj). The default is 0.
@@ -120,32 +118,9 @@ impl From<OutOfMemory> for VictimPolicyError {
     }
 }
 
-/// A space, as the choice of a victim sees it.
-pub(crate) trait MayBeEnded: Send + Sync {
-    /// Returns the group that pays for the space's pages.
-    fn payer(&self) -> GroupId;
-    /// Counts the pages in memory and in swap space, by a walk of the tables.
-    fn pages(&self) -> (u64, u64);
-    fn bias(&self) -> VictimBias;
-    /// Returns whether the space has begun to exit.
-    fn is_dying(&self) -> bool;
-    /// Ends the space; see [`AddressSpace::reap`](crate::AddressSpace::reap).
-    fn end(&self) -> u64;
-}
-
-impl dyn MayBeEnded {
-    /// Erases the type of a space.
-    pub(crate) fn of<S: MayBeEnded + 'static>(space: Weak<S>) -> Weak<Self> {
-        // SAFETY: it returns the pointer that it gets.
-        unsafe { space.unsize(|counted| counted as NonNull<Counted<Self>>) }
-    }
-}
-
-/// The spaces of an engine that ends victims, and its policy.
+/// The policy of an engine that ends victims.
 pub(crate) struct Victims {
     policy: Box<dyn VictimPolicy>,
-    /// The spaces, in the order of their numbers. Protected by its lock, under which nothing is taken.
-    spaces: Mutex<Vec<(u64, Weak<dyn MayBeEnded>)>>,
     /// Set while a thread chooses and ends a victim. Atomic.
     has_turn: AtomicBool,
 }
@@ -167,15 +142,12 @@ impl<H: Host> Drop for Turn<'_, H> {
     }
 }
 
-/// The size of a space's place in the list.
-const PLACE: usize = size_of::<(u64, Weak<dyn MayBeEnded>)>();
-
 impl<H: Host> Engine<H> {
     /// Has the engine end a space, from now on, if there is no memory for an access or for fork and nothing can be reclaimed. `policy`
     /// chooses the space.
     ///
-    /// Call it once, before the first space is made: spaces that were made before are never chosen. Without this call, which is the
-    /// default, such an access fails ([`FaultError::OutOfMemory`](crate::FaultError::OutOfMemory)) and no space is ended.
+    /// Call it once. Without this call, which is the default, such an access fails
+    /// ([`FaultError::OutOfMemory`](crate::FaultError::OutOfMemory)) and no space is ended.
     ///
     /// The candidates are the spaces of the full group and of the groups below it, or all spaces if the machine has no frame. The
     /// thread that has found no memory asks `policy`, ends the chosen space ([`AddressSpace::reap`](crate::AddressSpace::reap)), and
@@ -184,62 +156,13 @@ impl<H: Host> Engine<H> {
     /// # Errors
     /// [`VictimPolicyError`]: nothing is changed.
     pub fn end_victims(&self, policy: Box<dyn VictimPolicy>) -> Result<(), VictimPolicyError> {
-        let victims = Victims { policy, spaces: Mutex::new(Vec::new()), has_turn: AtomicBool::new(false) };
+        let victims = Victims { policy, has_turn: AtomicBool::new(false) };
         let (_, is_set) = self.victims.set(try_box(victims)?);
         if !is_set {
             return Err(VictimPolicyError::AlreadySet);
         }
         self.charge(size_of::<Victims>());
         Ok(())
-    }
-
-    /// Lists a new space with this number, if the engine ends victims.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`]: the space is not listed.
-    pub(crate) fn list_candidate(
-        &self,
-        number: u64,
-        space: impl FnOnce() -> Weak<dyn MayBeEnded>,
-    ) -> Result<(), OutOfMemory> {
-        let Some(victims) = self.victims.get() else { return Ok(()) };
-        let mut spare = Vec::new();
-        loop {
-            let mut spaces = self.lock(&victims.spaces);
-            if spare.capacity() > spaces.capacity() {
-                spare.append(&mut spaces);
-                core::mem::swap(&mut spare, &mut spaces);
-                self.charge((spaces.capacity() - spare.capacity()) * PLACE);
-            }
-            if spaces.len() < spaces.capacity() {
-                let place = spaces.partition_point(|(other, _)| *other < number);
-                spaces.insert(place, (number, space()));
-                return Ok(());
-            }
-            // No memory is asked for under the lock.
-            let wanted = 2 * spaces.len().max(8);
-            drop(spaces);
-            spare.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
-        }
-    }
-
-    /// Takes the space with this number off the list. Called when its last handle goes.
-    pub(crate) fn unlist_candidate(&self, number: u64) {
-        let Some(victims) = self.victims.get() else { return };
-        let mut spaces = self.lock(&victims.spaces);
-        let found = spaces.binary_search_by_key(&number, |(other, _)| *other);
-        let gone = found.ok().map(|place| spaces.remove(place));
-        drop(spaces);
-        drop(gone);
-    }
-
-    /// Gives back what the list of candidates has from the allocator. Called when the engine goes.
-    pub(crate) fn uncharge_candidates(&mut self) {
-        let room = self.victims.get().map(|victims| {
-            debug_assert!(victims.spaces.lock().is_empty(), "a space that is gone is a candidate");
-            size_of::<Victims>() + victims.spaces.lock().capacity() * PLACE
-        });
-        room.into_iter().for_each(|room| self.uncharge(room));
     }
 
     /// Ends a space of `full` or of the groups below it, after reclaim has found too little there for `pages` more pages. Returns whether memory may be free now:
@@ -299,17 +222,12 @@ impl<H: Host> Engine<H> {
 
     /// Returns the space of `full` with the greatest score, and whether it is not ending already. A space that is ending, and still
     /// has pages, comes first.
-    fn choose(&self, victims: &Victims, full: GroupId) -> Option<(Shared<dyn MayBeEnded>, Candidate, bool)> {
+    fn choose(&self, victims: &Victims, full: GroupId) -> Option<(Shared<dyn ListedSpace>, Candidate, bool)> {
         let groups = self.sections().groups();
         let limit = groups.get(full).map_or_else(|| self.frame_usage().limit, super::Group::max);
         let (mut best, mut last) = (None, None);
         loop {
-            let spaces = self.lock(&victims.spaces);
-            let place = last.map_or(0, |last| spaces.partition_point(|(number, _)| *number <= last));
-            // Other threads may drop the last handle of a space meanwhile: then this one's drop ends it, outside of the lock.
-            let next = spaces.get(place).map(|(number, space)| (*number, space.upgrade()));
-            drop(spaces);
-            let Some((number, space)) = next else { break };
+            let Some((number, space)) = self.next_space(last) else { break };
             last = Some(number);
             let Some(space) = space.filter(|space| groups.is_within(space.payer(), full)) else { continue };
             let (resident, swapped) = space.pages();

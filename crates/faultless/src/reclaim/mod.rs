@@ -29,6 +29,7 @@ mod around;
 mod file_pages;
 mod generations;
 pub(crate) mod groups;
+mod homes;
 mod order;
 pub(crate) mod policy;
 pub(crate) mod queue;
@@ -55,6 +56,7 @@ use alloc::vec::Vec;
 pub(crate) use file_pages::Taking;
 pub(crate) use groups::{Class, Kinds, PageKind};
 use groups::{Lists, Queues, Victims, Wanted, gather};
+use homes::Homeless;
 use order::Policy;
 pub use order::ReclaimOrder;
 use policy::Report;
@@ -80,12 +82,14 @@ pub(crate) struct Reclaim {
     ended: plain::AtomicU64,
     /// The numbers of pages of the root that were evicted, for each kind. Each other group has counts of its own. Atomic.
     evictions: [plain::AtomicU64; 2],
+    /// Pages that have lost their home.
+    homeless: Homeless,
 }
 
 impl Reclaim {
     /// Makes the state of a reclaim that tries pages in this order.
     pub fn new(order: ReclaimOrder) -> Self {
-        let (reclaimers, ended, evictions) = Default::default();
+        let (reclaimers, ended, evictions, homeless) = Default::default();
         let looks_around = order == ReclaimOrder::Generations && !mutant!("looks_at_one_entry");
         Self {
             queues: Mutex::new(Queues::new(&Policy::new(order))),
@@ -93,6 +97,7 @@ impl Reclaim {
             reclaimers,
             ended,
             evictions,
+            homeless,
         }
     }
 }

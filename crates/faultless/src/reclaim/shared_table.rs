@@ -6,7 +6,7 @@
 
 use super::space_head::{Reach, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
-use crate::host::{Entry, EntryKind, Host, PageTable, ShareLeaves};
+use crate::host::{Entry, EntryKind, Frame, Host, PageTable, ShareLeaves};
 use crate::tables::{Home, LeafRecord};
 
 impl<H: Host> Engine<H> {
@@ -81,6 +81,15 @@ impl<H: Host> Engine<H> {
         }
         stale.touch_in_all(crate::address::PageNumber::new(record.first() + index));
         Ok(())
+    }
+
+    /// Gives the page of `frame` a home at entry `index` of the shared leaf table with `record`, which was found in the present section, if
+    /// that entry maps it and is its only one. Returns whether it did. Waits for nothing.
+    pub(crate) fn give_home_in_shared(&self, record: &LeafRecord, index: u64, frame: Frame) -> bool {
+        let Some(_locked) = record.try_lock_shared() else { return false };
+        let seen = load::<H>(record, index);
+        let is_there = seen.kind() == EntryKind::Page(frame) && !seen.is_announced();
+        is_there && self.folio(frame).give_home(Home::of_entry(record, index))
     }
 }
 

@@ -161,6 +161,7 @@ impl<H: Host> Engine<H> {
         if !is_enough(&sum) {
             files.start_writeback(self);
         }
+        sum.is_delayed |= self.give_homes_if_due(is_enough(&sum));
         let is_writing = self.is_writing(&files);
         others += self.reclaim.ended.fetch_add(1, Ordering::Relaxed) - ended;
         others = others.max(self.reclaim.reclaimers.fetch_sub(1, Ordering::Relaxed) - 1);
@@ -531,6 +532,8 @@ impl<H: Host> Engine<H> {
                 if places.entry.is_none_or(&mut ask) {
                     places.relatives(&section).take(LOOKS_FOR_ONE).all(ask);
                 }
+            } else if folio.lacks_home() {
+                self.reclaim.note_homeless();
             }
         }
         if folio.mappings() == 0 {

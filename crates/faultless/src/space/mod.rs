@@ -6,6 +6,7 @@ mod calls;
 mod change;
 pub mod fault;
 mod foreign;
+mod homes;
 mod limits;
 mod reclaim;
 mod truncate;
@@ -39,9 +40,9 @@ pub use limits::{LimitError, SpaceLimits, SpaceUsage};
 
 use crate::address::PageRange;
 use crate::design::{Faultless, LockingDesign};
-use crate::engine::{Dying, Engine};
+use crate::engine::{Dying, Engine, ListedSpace};
 use crate::host::{GroupId, Host, OutOfMemory, PageTable, Table};
-use crate::limit::{MayBeEnded, MemoryLimit, MemoryLimitError};
+use crate::limit::{MemoryLimit, MemoryLimitError};
 use crate::page_cache::MappedBy;
 use crate::reclaim::SpaceHead;
 use crate::sync::atomic::AtomicU64;
@@ -156,7 +157,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
         })?;
         engine.charge(ROOM_OF_RANGES);
-        engine.list_candidate(space.id, || <dyn MayBeEnded>::of(Shared::downgrade(&space)))?;
+        engine.list_space(space.id, <dyn ListedSpace>::of(Shared::downgrade(&space)))?;
         Ok(space)
     }
 

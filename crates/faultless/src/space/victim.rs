@@ -1,10 +1,11 @@
-//! A space, as the choice of a victim sees it (`limit/victim.rs`).
+//! A space, as those see it who go through all spaces: mainly the choice of a victim (`limit/victim.rs`).
 
 use super::{AddressSpace, Space, SpaceFlags};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
+use crate::engine::{ListedSpace, Tally};
 use crate::host::{EntryKind, GroupId, Host, PageTable};
-use crate::limit::{MayBeEnded, VictimBias};
+use crate::limit::VictimBias;
 use crate::space::calls::resident::FEW;
 use crate::sync::plain::Ordering;
 
@@ -44,7 +45,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Counts the pages in the tables, in memory and in swap space, whether or not there are mappings. For tests.
     pub fn table_pages(&self) -> (u64, u64) {
-        MayBeEnded::pages(&*self.0)
+        ListedSpace::pages(&*self.0)
     }
 
     /// Does what a thread of this space does that has found no memory in the group of `full`, and nothing to reclaim. Returns whether
@@ -54,7 +55,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
-impl<H: Host, D: LockingDesign> MayBeEnded for Space<H, D> {
+impl<H: Host, D: LockingDesign> ListedSpace for Space<H, D> {
     fn payer(&self) -> GroupId {
         self.group()
     }
@@ -91,5 +92,9 @@ impl<H: Host, D: LockingDesign> MayBeEnded for Space<H, D> {
 
     fn end(&self) -> u64 {
         self.reap()
+    }
+
+    fn give_homes(&self, start: PageNumber, tally: &mut Tally) -> Option<PageNumber> {
+        self.give_homes_from(start, tally)
     }
 }

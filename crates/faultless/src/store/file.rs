@@ -6,10 +6,8 @@ use super::threads::Pool;
 use super::threads::survive;
 use super::{Bytes, Direction, MAX_PAGES, Store, StoreError, Transfer};
 use crate::address::PAGE_SIZE;
-use rustix::fs::{OFlags, fcntl_getfl};
-#[cfg(target_os = "linux")]
-use rustix::io::Errno;
-use rustix::io::{preadv, pwritev};
+use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, flock};
+use rustix::io::{Errno, preadv, pwritev};
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
@@ -17,6 +15,8 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -95,11 +95,13 @@ pub struct FileStore {
     file: Arc<File>,
     /// Tells whether the file was opened for writing. Immutable.
     is_writable: bool,
+    /// Whether a user has taken the file alone. Atomic; becomes true once.
+    is_taken: AtomicBool,
     /// Immutable.
     pool: Pool,
     /// Tells whether the file system can report that a read would wait. Atomic; goes from true to false once.
     #[cfg(target_os = "linux")]
-    says_cached: std::sync::atomic::AtomicBool,
+    says_cached: AtomicBool,
 }
 
 impl FileStore {
@@ -150,6 +152,7 @@ impl FileStore {
         Ok(Self {
             file,
             is_writable,
+            is_taken: AtomicBool::new(false),
             pool,
             #[cfg(target_os = "linux")]
             says_cached: true.into(),
@@ -170,7 +173,6 @@ impl FileStore {
     #[cfg(target_os = "linux")]
     fn read_cached(&self, mut transfer: Transfer) -> Option<Transfer> {
         use rustix::io::{ReadWriteFlags, preadv2};
-        use std::sync::atomic::Ordering::Relaxed;
 
         let offset = transfer.offset();
         if transfer.pages() != 1 || !self.says_cached.load(Relaxed) {
@@ -208,6 +210,13 @@ impl Store for FileStore {
 
     fn is_writable(&self) -> bool {
         self.is_writable
+    }
+
+    /// Takes the file's lock (flock), which lasts until the file is closed. A file system without such locks cannot tell. Nor can two
+    /// stores of one open file, whose handles were duplicated.
+    fn take_alone(&self) -> bool {
+        let is_first = !self.is_taken.swap(true, Relaxed);
+        is_first && flock(&*self.file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

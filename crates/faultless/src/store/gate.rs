@@ -95,6 +95,10 @@ impl<S: Store> Store for GatedStore<S> {
         self.inner.is_writable()
     }
 
+    fn take_alone(&self) -> bool {
+        self.inner.take_alone()
+    }
+
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         self.inner.set_length(length)
     }

@@ -153,6 +153,15 @@ pub trait Store: Send + Sync + 'static {
         true
     }
 
+    /// Takes the store's bytes for one user, until the store is dropped, if it can keep others away. Called once by each swap device that
+    /// is made of a store. Does not sleep.
+    ///
+    /// Returns false if another user has taken the same bytes, by this store or by another one; nothing is changed then. The default
+    /// returns true: such a store cannot tell.
+    fn take_alone(&self) -> bool {
+        true
+    }
+
     /// Makes the store `length` bytes long. Bytes that it gains are zeros. May wait. No transfer of the bytes that it loses is
     /// under way.
     ///
@@ -197,6 +206,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn is_writable(&self) -> bool {
         (**self).is_writable()
+    }
+
+    fn take_alone(&self) -> bool {
+        (**self).take_alone()
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

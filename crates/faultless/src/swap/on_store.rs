@@ -27,8 +27,9 @@ use crate::store::{Store, StoreError, Transfer};
 /// The store must allow writes. [`StoreDevice::new`] refuses a store that says that it does not ([`Store::is_writable`]). A store
 /// whose writes fail nevertheless gets no more pages after three failures in a row, and no page is lost.
 ///
-/// Make one device of a file. Two devices over one file give out the same places, see [`SwapDevice`]. The bytes that the file has when
-/// the device is made, as of an earlier engine, are overwritten and never read.
+/// Make one device of a file. A second one is refused where the store can tell ([`Store::take_alone`]): a
+/// [`FileStore`](crate::store::FileStore) takes the file's lock. Two devices over one file would give out the same places, see
+/// [`SwapDevice`]. The bytes that the file has when the device is made, as of an earlier engine, are overwritten and never read.
 #[derive(Debug)]
 pub struct StoreDevice<S> {
     /// Immutable.
@@ -43,6 +44,9 @@ pub enum StoreDeviceError {
     /// The store can be read only ([`Store::is_writable`]).
     #[error("the store allows no writes: open it for reading and writing")]
     ReadOnly,
+    /// Another device, of this engine, another one or another process, is over the same store or file ([`Store::take_alone`]).
+    #[error("another device uses the store: give each device a file of its own")]
+    InUse,
     /// The store has not told its length.
     #[error("the store does not tell its length")]
     Length(#[source] StoreError),
@@ -62,6 +66,7 @@ impl StoreDeviceError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::ReadOnly => errno::EACCES,
+            Self::InUse => errno::EBUSY,
             Self::Length(error) => error.errno(),
             Self::TooSmall { .. } => errno::EINVAL,
             Self::OutOfMemory(_) => errno::ENOMEM,
@@ -83,7 +88,11 @@ impl<S: Store> StoreDevice<S> {
         if pages == 0 {
             return Err(StoreDeviceError::TooSmall { length });
         }
-        Ok(Self { store, places: Places::new(pages)? })
+        let places = Places::new(pages)?;
+        if !store.take_alone() {
+            return Err(StoreDeviceError::InUse);
+        }
+        Ok(Self { store, places })
     }
 
     /// Returns the store.

@@ -167,7 +167,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // handle, but then it made a strong one, and this runs in it. A processor may still have the table loaded and keep
         // translations; it is in no section. So the unload comes before the frames, and they come before the tables (invariants
         // 3 and 15).
-        self.engine.unlist_candidate(self.id);
+        self.engine.unlist_space(self.id);
         self.engine.unload(&self.table);
         let whole = self.whole();
         let (mut rest, mut has_tables) = (Some(whole), false);

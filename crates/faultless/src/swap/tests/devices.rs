@@ -333,6 +333,28 @@ fn engines_share_a_device() {
 }
 
 #[test]
+fn a_file_that_another_device_uses_is_refused() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(4 * PAGE_SIZE).unwrap();
+    let open = || FileStore::open_rw(named.path()).unwrap();
+    let first = StoreDevice::new(open()).unwrap();
+    let refused = StoreDevice::new(open()).err();
+    assert_eq!(refused, Some(StoreDeviceError::InUse));
+    assert_eq!(refused.map(|error| error.errno()), Some(errno::EBUSY));
+    let failing = FailingStore::new(open(), Direction::Read, Failure::Once(1), InjectedError::PastEnd);
+    assert_eq!(StoreDevice::new(failing).err(), refused);
+    assert_eq!(StoreDevice::new(DelayedStore::new(open(), Duration::ZERO)).err(), refused);
+    assert_eq!(StoreDevice::new(GatedStore::new(open())).err(), refused);
+    drop(first);
+    // One store that two devices share.
+    let shared = Arc::new(open());
+    let second = StoreDevice::new(shared.clone()).unwrap();
+    assert_eq!(StoreDevice::new(shared.clone()).err(), refused);
+    drop((second, shared));
+    assert!(StoreDevice::new(open()).is_ok(), "the file is free again");
+}
+
+#[test]
 fn a_store_that_cannot_be_written_is_refused() {
     let named = tempfile::NamedTempFile::new().unwrap();
     named.as_file().set_len(4 * PAGE_SIZE).unwrap();
