@@ -312,6 +312,40 @@ fn a_freed_page_of_two_spaces_is_swapped() {
     }
 }
 
+/// A page after MADV_FREE goes to a slot, since a child has it too. The store that brings it back makes it a page that is kept.
+#[test]
+fn a_store_keeps_a_freed_page_that_was_in_a_slot() {
+    for shared_entries in [1, u64::MAX] {
+        let store = FailingStore::new(
+            file_store(),
+            Direction::Write,
+            Failure::From(1),
+            InjectedError::Io { errno: 5 },
+        );
+        let engine = engine(
+            Arc::new(StoreDevice::new(store).unwrap()),
+            Limits { shared_entries, ..Limits::default() },
+        );
+        let space = space(&engine);
+        space.store_u64(at(0), 1).unwrap();
+        space.advise(at(0), PAGE_SIZE, Advice::Free).unwrap();
+        let child = space.fork().unwrap();
+        // No entry has the page any more. Its write fails, so it stays in memory, with its slot.
+        while engine.statistics().get(Counter::SwapWriteErrors) == 0 {
+            engine.reclaim_for_tests(1);
+        }
+        drop(child);
+        let word = VirtAddr::new(at(0).get() + 8);
+        space.store_u64(word, 2).unwrap();
+        (0..8).for_each(|_| _ = engine.reclaim_for_tests(FRAMES));
+        assert_eq!(space.load_u64(word).unwrap(), 2, "a store after MADV_FREE was lost");
+        assert_eq!(space.load_u64(at(0)).unwrap(), 1);
+        space.audit().unwrap();
+        drop(space);
+        end(&engine);
+    }
+}
+
 /// A store beside MADV_FREE and reclaim: the page has the store's bytes, or it was dropped before the store and zeros with it.
 #[test]
 fn stores_beside_freeing_are_kept() {

@@ -134,8 +134,8 @@ impl Folio {
     }
 
     /// Counts one mapping of an anonymous page by an entry that named the page's slot. The caller has the entry's bit, and a pin.
-    /// With `is_exclusive`, no other entry maps the folio or names its slot. Returns false if the count is full; nothing has
-    /// changed then.
+    /// With `is_exclusive`, no other entry maps the folio or names its slot. Then the entry may get the write right, so
+    /// [`Folio::set_lazy`] is taken back. Returns false if the count is full; nothing has changed then.
     #[must_use]
     pub(crate) fn begin_mapping(&self, is_exclusive: bool) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
@@ -144,7 +144,12 @@ impl Folio {
             if word & MAPPINGS >= MAPPINGS_FULL {
                 return false;
             }
-            let new = (word + MAPPING) & !EXCLUSIVE | if is_exclusive { EXCLUSIVE } else { 0 };
+            let (lazy, exclusive) = match is_exclusive {
+                true if mutant!("store_leaves_lazy") => (0, EXCLUSIVE),
+                true => (LAZY, EXCLUSIVE),
+                false => (0, 0),
+            };
+            let new = (word + MAPPING) & !(EXCLUSIVE | lazy) | exclusive;
             match self.word.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,
