@@ -1,5 +1,5 @@
 //! Behaviour of an address space under every locking design. The source is the same, with one instance for each design.
-//! Each test runs once with enough memory and once under memory pressure (`stand/pressure.rs`).
+//! Each test runs once with enough memory, and once for each kind of shortage (`stand/pressure.rs`).
 
 #[macro_use]
 #[path = "../every_design/mod.rs"]
@@ -32,14 +32,14 @@ use faultless::design::LockingDesign;
 use faultless::protection::Protection;
 use faultless::store::{FileStore, GatedStore};
 use faultless::sync::Shared;
-use faultless::{Engine, FaultError, File, Limits, MapRequest, Placement};
+use faultless::{Engine, FaultError, File, Limits, MapRequest, MemoryLimit, MemoryUsage, Placement};
 use faultless_soft::AccessError;
-use stand::{Ran, Space, Stand, Stopped, report};
+use stand::{Ran, Space, Stand, Stopped, pressure, report};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Makes two `#[test]`s of each function for each design, on the software machine: one with enough memory, and one under pressure.
+/// Makes `#[test]`s of each function for each design, on the software machine: one with enough memory, and one for each shortage.
 macro_rules! under_every_design {
     ($($name:ident)*) => { every_design! { [$crate::tests_and_under_pressure] ($($name)*) } };
 }
@@ -47,16 +47,20 @@ macro_rules! tests_and_under_pressure {
     ($names:tt; $($module:ident: $design:ty),*) => {
         $(mod $module {
             $crate::tests_of!(::faultless_soft::Soft, $design, $names);
-            $crate::under_pressure!($design, $names);
+            $crate::under_pressure!(few_frames Frames, $design, $names);
+            $crate::under_pressure!(at_max Max, $design, $names);
+            $crate::under_pressure!(over_high High, $design, $names);
         })*
     };
 }
 macro_rules! under_pressure {
-    ($design:ty, ($($name:ident)*)) => {
-        mod under_pressure {
+    ($module:ident $shortage:ident, $design:ty, ($($name:ident)*)) => {
+        mod $module {
+            use $crate::stand::pressure::{Shortage, run};
+            use ::faultless_soft::Soft;
             $(#[test] fn $name() {
-                let test = super::super::$name::<::faultless_soft::Soft, $design>;
-                $crate::stand::pressure::run::<::faultless_soft::Soft>(module_path!(), stringify!($name), test);
+                let test = super::super::$name::<Soft, $design>;
+                run::<Soft>(Shortage::$shortage, (module_path!(), stringify!($name)), test);
             })*
         }
     };
@@ -97,6 +101,8 @@ pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRI
 /// Machine, with a check at its end that nothing is left in it (invariant 11).
 pub(crate) struct Machine<S: Stand> {
     pub engine: Arc<Engine<S>>,
+    /// The group of its spaces. `None`: they are in no group.
+    limit: Option<MemoryLimit<S>>,
 }
 
 impl<S: Stand> Machine<S> {
@@ -105,11 +111,15 @@ impl<S: Stand> Machine<S> {
     }
 
     pub fn with(frames: u64, limits: Limits) -> Result<Self, S::Refused> {
-        Ok(Self { engine: S::engine(frames, limits)? })
+        let engine = S::engine(frames, limits)?;
+        Ok(Self { limit: pressure::limit(&engine), engine })
     }
 
     pub fn space<D: LockingDesign>(&self) -> Space<S, D> {
-        Space::new(&self.engine).expect("a space")
+        match &self.limit {
+            Some(limit) => Space::new_in(&self.engine, limit).expect("a space in the group"),
+            None => Space::new(&self.engine).expect("a space"),
+        }
     }
 
     /// Makes a file of `pages` pages, page `n` full of byte `n + 1`. Returns it with the gate that its reads pass.
@@ -129,11 +139,20 @@ impl<S: Stand> Machine<S> {
         used.checked_sub(S::IDLE_FRAMES).expect("invariant 11: a frame was given back twice")
     }
 
-    /// Checks that no frame is in use. The caller has dropped everything else. A test calls it last.
+    /// Checks that no frame and no slot is in use, and that the group pays for nothing. The caller has dropped everything else. A test
+    /// calls it last.
     pub fn end(self) -> Ran<S> {
         self.engine.flush();
         // A running read holds its frame until it completes.
         wait_until("invariant 11: frames are left", || self.frames() == 0);
+        wait_until("invariant 11: slots are left", || self.engine.swap_usage().slots == 0);
+        if let Some(limit) = &self.limit {
+            let charged = || {
+                let MemoryUsage { resident, anonymous, file, dirty, writeback, swap, .. } = limit.usage();
+                [resident, anonymous, file, dirty, writeback, swap]
+            };
+            wait_until("invariant 11: a group pays for pages that are gone", || charged() == [0; 6]);
+        }
         Ok(())
     }
 }

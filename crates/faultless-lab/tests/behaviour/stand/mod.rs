@@ -11,7 +11,9 @@ pub(crate) use linux::Linux;
 use faultless::address::VirtAddr;
 use faultless::design::LockingDesign;
 use faultless::host::{Host, OutOfMemory};
-use faultless::{AddressSpace, AuditError, Engine, FaultError, ForkError, Limits};
+use faultless::{
+    AddressSpace, AuditError, Engine, FaultError, ForkError, Limits, MemoryLimit, MemoryLimitError,
+};
 use faultless_lab::skipped::skipped;
 use faultless_soft::{AccessError, Cpu, PageFault};
 use std::fmt::Display;
@@ -77,6 +79,10 @@ pub(crate) struct Space<S: Stand, D: LockingDesign> {
 impl<S: Stand, D: LockingDesign> Space<S, D> {
     pub fn new(engine: &Arc<Engine<S>>) -> Result<Self, OutOfMemory> {
         AddressSpace::new(engine).map(Self::attached)
+    }
+
+    pub fn new_in(engine: &Arc<Engine<S>>, limit: &MemoryLimit<S>) -> Result<Self, MemoryLimitError> {
+        AddressSpace::new_in(engine, limit).map(Self::attached)
     }
 
     pub fn fork(&self) -> Result<Self, ForkError> {

@@ -1,7 +1,21 @@
-//! Memory pressure: each test runs once more on a machine with swap that has less memory than the test uses.
+//! Memory pressure: each test runs again with less memory than it uses, on a machine with swap. It runs once for each kind of shortage.
 
 use super::{Ran, Stand, report};
+use faultless::{Engine, LimitConfig, MemoryLimit};
 use std::cell::Cell;
+use std::sync::Arc;
+
+/// The reason why memory is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shortage {
+    /// The machine has few frames.
+    Frames,
+    /// The spaces of the test are in a group with the smallest max: a thread that needs a page reclaims one of the group first.
+    Max,
+    /// The spaces of the test are in a group with the smallest high, below one with a max: a thread that has taken a page too many
+    /// reclaims some, or sleeps, before its next fault.
+    High,
+}
 
 /// The number of frames in use from which on a thread that needs one has to make room first. Most tests use more pages than
 /// that, so their pages are swapped out and in all the time.
@@ -37,22 +51,80 @@ const SKIPPED: &[(&str, &str)] = &[
     ("threads::no_memory_beside_changes_is_an_error_and_no_hang", "needs memory that runs out"),
 ];
 
+/// The number of pages by which the max of the group above one with a high is above that high.
+const ABOVE_HIGH: u64 = 2;
+
+/// Tests that are not run in a group with limits either, with the reason.
+const SKIPPED_IN_A_GROUP: &[(&str, &str)] = &[
+    ("locks::lock_all_is_for_now_and_later", "asks which pages are in memory"),
+    ("locks::locks_are_limited", "locks more pages than the group may have"),
+    ("locks::locks_stop_where_they_cannot_go_on", "asks which pages are in memory"),
+    ("locks::what_is_unlocked_is_not_fetched", "asks which pages are in memory"),
+];
+
+/// Tests with pages that cannot be reclaimed for a while, the number of these pages, and the reason. A group has room for them.
+const ROOM: &[(&str, u64, &str)] = &[
+    ("foreign::no_folio_of_a_foreign_frame_is_asked", 16, "locked pages"),
+    ("growth::locked_memory_grows_with_its_pages", 64, "locked pages"),
+    ("homes::locked_pages_are_in_tables_of_their_own", 64, "locked pages"),
+    ("moves::a_child_has_what_was_moved", 4, "pages that several spaces have, and mremap has moved"),
+    ("moves::faults_and_moves_at_once", 24, "pages that several threads need at the same time"),
+    ("pins::a_read_only_page_is_pinned_as_the_spaces_own_and_stays_read_only", 8, "pinned pages"),
+    (
+        "shared::a_crowd_of_stores_syncs_and_truncations",
+        24,
+        "pages that several threads need at the same time",
+    ),
+    ("tables::a_pin_takes_a_table", 8, "pinned pages"),
+    ("tables::grandchildren_and_second_children_share_it", 24, "pages that eight spaces use in turn"),
+    ("tables::many_stores_beside_forks_and_ends", 24, "pages that several threads need at the same time"),
+    (
+        "threads::a_file_under_a_tight_limit_shows_its_bytes",
+        24,
+        "pages that several threads need at the same time",
+    ),
+];
+
 thread_local! {
-    static IS_ON: Cell<bool> = const { Cell::new(false) };
+    static SHORTAGE: Cell<Option<Shortage>> = const { Cell::new(None) };
+    /// The number of pages that the group has room for beyond the smallest limit.
+    static MORE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Returns the shortage of the machine that this thread makes. `None`: it has enough memory.
+pub(crate) fn shortage() -> Option<Shortage> {
+    SHORTAGE.get()
 }
 
 /// Returns whether the machine that this thread makes is to be under pressure.
 pub(crate) fn is_on() -> bool {
-    IS_ON.get()
+    shortage().is_some()
+}
+
+/// Makes the group of the spaces of a machine. Returns `None` if they are to be in none.
+pub(crate) fn limit<S: Stand>(engine: &Arc<Engine<S>>) -> Option<MemoryLimit<S>> {
+    let least = LimitConfig::MINIMUM + MORE.get();
+    let new = |max| MemoryLimit::new(engine, LimitConfig::max(max)).expect("a group");
+    match shortage()? {
+        Shortage::Frames => None,
+        Shortage::Max => Some(new(least)),
+        Shortage::High => {
+            let config = LimitConfig { high: least, max: LimitConfig::NONE };
+            Some(new(least + ABOVE_HIGH).child(config).expect("a group"))
+        }
+    }
 }
 
 /// Runs `test` under pressure, unless it is skipped. `module` is the path of a module in the file of the test.
-pub(crate) fn run<S: Stand>(module: &str, name: &str, test: impl FnOnce() -> Ran<S>) {
+pub(crate) fn run<S: Stand>(shortage: Shortage, (module, name): (&str, &str), test: impl FnOnce() -> Ran<S>) {
     let file = module.split("::").nth(1).expect("a module in a file");
-    let is_it = |(skipped, _): &&(&str, &str)| skipped.split_once("::") == Some((file, name));
-    if let Some((skipped, reason)) = SKIPPED.iter().find(is_it) {
+    let is_it = |test: &str| test.split_once("::") == Some((file, name));
+    let in_a_group = if shortage == Shortage::Frames { &[] } else { SKIPPED_IN_A_GROUP };
+    if let Some((skipped, reason)) = SKIPPED.iter().chain(in_a_group).find(|(test, _)| is_it(test)) {
         return faultless_lab::skipped::skipped(format_args!("{skipped} under pressure: {reason}"));
     }
-    IS_ON.set(true);
+    SHORTAGE.set(Some(shortage));
+    let room = ROOM.iter().find(|(test, ..)| is_it(test));
+    MORE.set(room.map_or(0, |(_, pages, _)| *pages));
     report::<S>(test());
 }

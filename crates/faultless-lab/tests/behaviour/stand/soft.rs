@@ -1,6 +1,7 @@
 //! The software machine. Every test runs on it.
 
-use super::{Stand, pressure};
+use super::Stand;
+use super::pressure::{self, Shortage};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::host::Host;
@@ -33,6 +34,8 @@ impl Stand for Soft {
         if pressure::is_on() {
             let device = CompressedMemory::new(SLOTS, SLOTS as usize * PAGE_SIZE as usize).expect("a device");
             engine.add_swap(Arc::new(device)).expect("swap");
+        }
+        if pressure::shortage() == Some(Shortage::Frames) {
             engine.host().frames().make_scarce(Self::IDLE_FRAMES + pressure::FRAMES, pressure::GRANTED);
         }
         Ok(engine)
