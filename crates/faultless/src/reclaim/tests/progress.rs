@@ -3,10 +3,13 @@
 
 use super::super::ageing::{BATCH, PASSES};
 use super::super::groups::{Victims, Wanted};
+use super::super::policy::Report;
+use crate::frame::Reference;
 use crate::host::{Frame, GroupId};
 use crate::store::{StoreError, Transfer};
 use crate::swap::SwapDevice;
-use crate::swap::tests::machine::{PAGE, World, noise};
+use crate::swap::tests::machine::{PAGE, Swapped, World, noise};
+use crate::tables::Home;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -56,7 +59,7 @@ impl SwapDevice for Device {
 struct Pages {
     world: World,
     device: Arc<Device>,
-    count: usize,
+    entries: Vec<Swapped>,
 }
 
 impl Pages {
@@ -65,9 +68,9 @@ impl Pages {
         let device = Arc::new(Device::default());
         let world = World::new(&[device.clone() as Arc<dyn SwapDevice>]);
         let pages: Vec<_> = (0..count).map(noise).collect();
-        let (_, frames, _) = world.write_out(&pages);
+        let (entries, frames, _) = world.write_out(&pages);
         frames.iter().for_each(|frame| world.0.arrived_outside(*frame));
-        Self { world, device, count }
+        Self { world, device, entries }
     }
 
     fn device_does(&self, what: u8) {
@@ -81,40 +84,61 @@ impl Pages {
         victims
     }
 
-    /// Writes the offered frames out, and reports the outcome. Returns the number of frames that are free.
-    fn try_out(&self, victims: Victims, frames: &mut [Frame]) -> u64 {
+    /// Writes the offered frames out, and reports the outcome. `meanwhile` runs in between, as another thread may. Returns the number of
+    /// frames that are free.
+    fn try_out(&self, victims: Victims, frames: &mut [Frame], meanwhile: impl FnOnce()) -> u64 {
         let engine = &self.world.0;
         for frame in frames.iter() {
             assert!(engine.folio(*frame).try_isolate().is_some(), "{frame:?} is at work");
         }
         engine.write_out(frames);
+        meanwhile();
         engine.report_taken(victims.class, frames).0
     }
 
     /// Tries all pages again and again until any page is due. Panics if that takes more than a pass longer than [`PASSES`] passes.
     fn are_demanded(&self) {
-        let (mut batch, mut offers) = ([self.world.0.zero_frame(); BATCH], 0);
+        let (mut batch, mut offers, count) = ([self.world.0.zero_frame(); BATCH], 0, self.entries.len());
         loop {
             let victims = self.offer(&mut batch);
             offers += victims.count;
-            assert_eq!(self.try_out(victims, &mut batch[..victims.count]), 0);
+            assert_eq!(self.try_out(victims, &mut batch[..victims.count], || ()), 0);
             if victims.takes_young {
                 break;
             }
-            let most = (PASSES as usize + 1) * self.count + BATCH;
-            assert!(offers <= most, "{} pages: not demanded after {offers} offers", self.count);
+            let most = (PASSES as usize + 1) * count + BATCH;
+            assert!(offers <= most, "{count} pages: not demanded after {offers} offers");
         }
-        assert!(offers >= PASSES as usize * self.count, "{} pages: demanded after {offers}", self.count);
+        assert!(offers >= PASSES as usize * count, "{count} pages: demanded after {offers}");
     }
 
-    /// Tries one page, and checks that the next one is not offered whatever its uses.
-    fn ends_the_demand(&self, freed: u64) {
+    /// Tries one page, and checks that the next one is not offered whatever its uses. `meanwhile` has the page's frame between its write and
+    /// the report. Returns the frame.
+    fn ends_the_demand(&self, freed: u64, meanwhile: impl FnOnce(Frame)) -> Frame {
         let mut batch = [self.world.0.zero_frame()];
         let victims = self.offer(&mut batch);
         assert!(victims.takes_young, "the test shows nothing");
-        assert_eq!(self.try_out(victims, &mut batch), freed);
+        let [frame] = batch;
+        assert_eq!(self.try_out(victims, &mut batch, || meanwhile(frame)), freed);
         let victims = self.offer(&mut batch);
         assert!(!victims.takes_young, "progress ends the demand");
+        self.world.0.report(victims.class, batch[0], Report::Busy);
+        frame
+    }
+
+    /// Returns the entry of the page in `frame`.
+    fn entry(&self, frame: Frame) -> Swapped {
+        let is_there = |(slot, _): &&Swapped| self.world.0.slot_frame(*slot) == Some(frame);
+        *self.entries.iter().find(is_there).expect("the slot of a page that was tried")
+    }
+
+    /// Returns how often `frame` is in the queues.
+    fn in_queues(&self, frame: Frame) -> usize {
+        let mut batch = [self.world.0.zero_frame(); BATCH];
+        let victims = self.offer(&mut batch);
+        let frames = &batch[..victims.count];
+        frames.iter().for_each(|frame| self.world.0.report(victims.class, *frame, Report::Busy));
+        frames.iter().filter(|other| **other == frame).count()
     }
 }
 
@@ -128,7 +152,7 @@ fn pages_for_which_no_device_has_a_place_are_no_progress() {
             pages.device_does(FULL);
             pages.are_demanded();
             pages.device_does(then);
-            pages.ends_the_demand(freed);
+            pages.ends_the_demand(freed, |_| ());
             pages.device_does(WRITES);
             let held = core::mem::take(&mut *pages.device.held.lock().unwrap());
             held.into_iter().for_each(|transfer| pages.device.submit(transfer));
@@ -145,4 +169,44 @@ fn pages_that_a_device_refuses_at_once_are_no_progress() {
         pages.device_does(REFUSES);
         pages.are_demanded();
     }
+}
+
+/// Another thread takes the page, or its frame, after the write and before the report. That is progress of its own, and the frame is in the
+/// queues once.
+#[test]
+fn a_frame_that_is_taken_between_its_write_and_its_report() {
+    let demanded = |then| {
+        let pages = Pages::new(3);
+        pages.device_does(REFUSES);
+        pages.are_demanded();
+        pages.device_does(then);
+        pages
+    };
+    // The write has ended, and the frame has its next life.
+    let pages = demanded(WRITES);
+    let engine = &pages.world.0;
+    let frame = pages.ends_the_demand(0, |freed| {
+        let frame = pages.world.frame();
+        assert_eq!(frame, freed, "another frame was free");
+        engine.folio(frame).begin_anonymous(Home::NONE);
+        engine.arrived_outside(frame);
+    });
+    assert_eq!(pages.in_queues(frame), 1, "the page of the next life");
+
+    // The device has refused the page, and a fault maps it again.
+    let pages = demanded(REFUSES);
+    let engine = &pages.world.0;
+    let frame = pages.ends_the_demand(0, |frame| {
+        assert_eq!(pages.world.pin(pages.entry(frame)), Ok(frame));
+        assert!(engine.folio(frame).begin_mapping(false));
+        engine.unpin(frame, Reference::Pin);
+    });
+    assert_eq!(pages.in_queues(frame), 1, "the page that is mapped again");
+
+    // The device has refused the page, and its last entry goes.
+    let pages = demanded(REFUSES);
+    let engine = &pages.world.0;
+    let frame = pages.ends_the_demand(1, |frame| engine.put_slot(pages.entry(frame).0));
+    assert!(engine.folio(frame).is_free());
+    assert_eq!(pages.in_queues(frame), 0, "a free frame");
 }
