@@ -11,7 +11,7 @@ jobs=${LOOM_JOBS:-2}
 
 # Those with the longest models first.
 files=(loom_swap loom_swap_shared loom_memory_in_swap loom loom_fork loom_homes loom_shared loom_files loom_design loom_beside loom_calls
-    loom_evictions loom_reclaim_files loom_waits loom_reap loom_move loom_limits loom_lost_homes)
+    loom_evictions loom_gathering loom_reclaim_files loom_waits loom_reap loom_move loom_limits loom_lost_homes)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 build() { # package, its targets: builds them, and notes their programs

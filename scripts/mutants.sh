@@ -198,6 +198,7 @@ first_home_relaxed       | faultless      | lib | a_home_of_the_next_life | (Cau
 first_word_relaxed       | faultless-soft | loom_homes | in_another_table | (invariant 3|Causality violation)
 pin_relaxed              | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
 freeze_relaxed           | faultless      | lib | a_pin_beside_an_eviction | (invariant 3|Causality violation)
+home_read_outside        | faultless-soft | loom_gathering | gathering_against_unmap | (invariant 3|Causality violation)
 '
 
 refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }

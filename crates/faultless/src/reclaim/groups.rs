@@ -33,6 +33,12 @@ const TOGETHER: usize = 32;
 /// The part of the pages in the queues that bounds the arrivals of a slot whose first use is forgotten: one of so many.
 const FORGOTTEN_PART: u64 = 8;
 
+/// Returns the greatest number of arrivals of a slot whose first use is forgotten, if there are `length` pages in the queues. In models,
+/// which have few, it is larger than that.
+const fn most_forgotten(length: u64) -> u64 {
+    if cfg!(loom) { 2 * length } else { length / FORGOTTEN_PART }
+}
+
 /// The kind of a page. It decides whether the page needs a slot, and so in which queues it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PageKind {
@@ -276,7 +282,7 @@ impl<P: ReclaimPolicy> Queues<P> {
         self.has_run_dry = false;
         let looks = mem::take(&mut self.looks_since_gathering);
         // After many looks, or if many have arrived, most came long ago. Then their bits tell more than the first use.
-        let most = self.length() / FORGOTTEN_PART;
+        let most = most_forgotten(self.length());
         Gathering { most_forgotten: if looks <= most && !mutant!("first_use_stays") { most } else { 0 } }
     }
 

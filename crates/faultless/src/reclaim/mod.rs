@@ -49,7 +49,7 @@ use crate::frame::Folio;
 use crate::host::{Frame, GroupId, Host, OutOfMemory, Slots};
 use crate::limit::{Event, Group};
 use crate::sync::{Mutex, MutexGuard, Section, plain};
-use crate::tables::places;
+use crate::tables::{Places, places};
 pub(crate) use ageing::BATCH;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -113,8 +113,13 @@ impl<H: Host> Folios for Engine<H> {
     }
 
     fn forget_first_use(&self, frame: Frame) {
+        // Rule H1: the mutant reads home before the section in which it follows it.
+        let early = mutant!("home_read_outside").then(|| self.folio(frame).mapped_home());
         let section = self.enter();
-        let places = places(self.folio(frame), &section);
+        let places = match early {
+            Some(home) => home.and_then(|home| Places::of(home, &section)),
+            None => places(self.folio(frame), &section),
+        };
         if let Some(places) = places
             && let Some(space) = places.entry.and_then(|record| Found::<H>::by_record(record, &section))
         {

@@ -26,7 +26,8 @@ pub(crate) fn places<'s>(folio: &Folio, section: &'s Section<'_>) -> Option<Plac
 }
 
 impl<'s> Places<'s> {
-    fn of(home: Home, _section: &'s Section<'_>) -> Option<Self> {
+    /// Returns the places to which `home` leads: see [`places`].
+    pub(crate) fn of(home: Home, _section: &'s Section<'_>) -> Option<Self> {
         let index = home.index();
         match home.kind() {
             ENTRY => {

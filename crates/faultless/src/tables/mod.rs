@@ -33,7 +33,7 @@ mod share;
 pub(crate) use family::Family;
 pub(crate) use family::FormerMember;
 pub(crate) use family::SpareFamilies;
-pub(crate) use follow::places;
+pub(crate) use follow::{Places, places};
 pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
 pub(crate) use record::{Locked, PendingLeave, SpaceMark};
