@@ -199,6 +199,10 @@ first_word_relaxed       | faultless-soft | loom_homes | in_another_table | (inv
 pin_relaxed              | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
 freeze_relaxed           | faultless      | lib | a_pin_beside_an_eviction | (invariant 3|Causality violation)
 home_read_outside        | faultless-soft | loom_gathering | gathering_against_unmap | (invariant 3|Causality violation)
+late_drop_keeps_home     | faultless-soft | loom_homes | a_home_against_a_mapping_that_is_dropped_late | (invariant 3|Causality violation)
+home_without_mapping     | faultless-soft | loom_homes | a_home_of_a_pinned_page | (invariant 3|Causality violation)
+remap_leaves_home        | faultless-soft | loom_homes | a_reuse_against_a_move | (a home that the page has left|invariant 3|Causality violation)
+home_followed_relaxed    | faultless      | lib | a_home_of_the_next_life | (Causality violation|left ==)
 '
 
 refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }

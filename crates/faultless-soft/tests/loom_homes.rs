@@ -7,11 +7,12 @@ mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber};
 use faultless::host::{Frame, PageTable};
+use faultless::protection::Access;
 use faultless::stats::Counter;
-use faultless::{Advice, Engine, Limits, RemapRequest};
+use faultless::{Advice, Engine, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{Cpu, Soft};
 use loom::thread::JoinHandle;
-use models::{Space, at, beside, end, in_a_space, map, model, spawn};
+use models::{READ_WRITE, Space, at, beside, end, in_a_space, map, model, spawn};
 use std::sync::Arc;
 
 fn machine(shared_entries: u64) -> Arc<Engine<Soft>> {
@@ -125,6 +126,41 @@ fn a_home_against_a_copy() {
         engine.flush();
         follower.join().unwrap();
         drop(child);
+    });
+}
+
+/// Rule H1: a page that has lost its only mapping keeps its home while it is pinned. A thread that sees no mapping does not follow it.
+#[test]
+fn a_home_of_a_pinned_page() {
+    in_a_full_table(copying, |engine, space| {
+        let (page, pin) = (frame(space, 0), space.pin(at(0), Access::Write).unwrap());
+        let follower = follower(engine, space);
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        engine.flush();
+        assert!(engine.pages_by_home(page).is_empty(), "a home of a page that is not mapped");
+        drop(pin);
+        follower.join().unwrap();
+    });
+}
+
+/// Rule H1: truncation takes a page's only mapping out of its entry, invalidates, and then drops the mapping. Meanwhile exit, which waits
+/// for entries only, frees the table.
+#[test]
+fn a_home_against_a_mapping_that_is_dropped_late() {
+    model(2, || {
+        let engine = copying();
+        let file = File::in_memory(&engine, 2 * PAGE_SIZE).unwrap();
+        let space = Space::new(&engine).unwrap();
+        let request = MapRequest::file(&file, 0, 2 * PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(0)));
+        space.map(request).unwrap();
+        space.store_u64(at(0), 1).unwrap();
+        let (copy, cut) = (frame(&space, 0), file.clone());
+        let truncation = spawn(1, move || cut.set_length(0).unwrap());
+        space.exit();
+        let pages = engine.pages_by_home(copy);
+        assert!(pages.is_empty(), "a home in a space that has ended: {pages:?}");
+        truncation.join().unwrap();
+        end(&engine, space);
     });
 }
 

@@ -49,8 +49,9 @@ impl Folio {
     /// home. The second load's partners are all stores of a home that names a record or a family.
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
-        (word & ANONYMOUS != 0 && word & MAPPINGS != 0)
-            .then(|| Home::from_bits(self.home.load(Ordering::Acquire)))
+        let of_home = if mutant!("home_followed_relaxed") { Ordering::Relaxed } else { Ordering::Acquire };
+        let is_mapped = word & MAPPINGS != 0 || mutant!("home_without_mapping");
+        (word & ANONYMOUS != 0 && is_mapped).then(|| Home::from_bits(self.home.load(of_home)))
     }
 
     /// Sets the home to `home`. The caller has the only mapping (rule H2).
@@ -82,7 +83,9 @@ impl Folio {
     /// entry has been let go: after the invalidation. Its table may be gone by then. So the home names the entry no longer, even if
     /// this is the only mapping.
     pub(crate) fn leave_home_early(&self, entry: impl FnOnce() -> (Home, Home)) {
-        if self.is_anonymous() {
+        if mutant!("late_drop_keeps_home") {
+            self.leave_home(entry);
+        } else if self.is_anonymous() {
             let (entry, family) = entry();
             self.leave_shared_home(entry, family);
         }
@@ -109,7 +112,9 @@ impl Folio {
         // Acquire: if other threads have dropped their mappings, their writes to the home come before.
         let word = self.word.load(Ordering::Acquire);
         if word & ANONYMOUS != 0 && word & MAPPINGS == MAPPING {
-            self.set_home(to);
+            if !mutant!("remap_leaves_home") {
+                self.set_home(to);
+            }
         } else if word & ANONYMOUS != 0 && !mutant!("moved_home_stays") {
             self.forget_home();
         }
