@@ -203,6 +203,12 @@ late_drop_keeps_home     | faultless-soft | loom_homes | a_home_against_a_mappin
 home_without_mapping     | faultless-soft | loom_homes | a_home_of_a_pinned_page | (invariant 3|Causality violation)
 remap_leaves_home        | faultless-soft | loom_homes | a_reuse_against_a_move | (a home that the page has left|invariant 3|Causality violation)
 home_followed_relaxed    | faultless      | lib | a_home_of_the_next_life | (Causality violation|left ==)
+sweeps_past_the_bit      | faultless-soft | loom | page_work_against_unmap | (invariant 3|is_announced)
+section_unfenced         | faultless      | lib | a_slot_that_is_given_on_beside_a_grace | (invariant 3|Causality violation)
+grace_unfenced           | faultless      | lib | a_slot_that_is_given_on_beside_a_grace | (invariant 3|Causality violation)
+access_unfenced          | faultless      | lib | an_access_beside_an_invalidation | (invariant 3|Causality violation)
+shootdown_unfenced       | faultless      | lib | an_access_beside_an_invalidation | (invariant 3|Causality violation)
+frees_before_it_leaves   | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
 '
 
 refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }

@@ -19,6 +19,8 @@ struct World {
     folios: [Folio; 3],
     bytes: [AtomicU64; 3],
     is_free: [plain::AtomicBool; 3],
+    /// Whether a frame that is freed becomes another page's at once.
+    is_crowded: plain::AtomicBool,
     device: AtomicU64,
     released: plain::AtomicU64,
 }
@@ -33,6 +35,11 @@ impl Surroundings for World {
     fn free(&self, frame: Frame) {
         self.folio(frame).life().end();
         self.is_free[frame.get() as usize].store(true, plain::Ordering::Relaxed);
+        if self.is_crowded.load(plain::Ordering::Relaxed) {
+            self.take(frame);
+            self.bytes[frame.get() as usize].store(5, Ordering::Relaxed);
+            self.folio(frame).begin_anonymous(Home::NONE);
+        }
     }
 
     /// The place is another page's from now on.
@@ -53,6 +60,7 @@ impl World {
             folios: core::array::from_fn(|_| Folio::new()),
             bytes: core::array::from_fn(|_| AtomicU64::new(0)),
             is_free: core::array::from_fn(|_| plain::AtomicBool::new(false)),
+            is_crowded: plain::AtomicBool::new(false),
             device: AtomicU64::new(0),
             released: plain::AtomicU64::new(0),
         }
@@ -369,6 +377,7 @@ fn a_pin_beside_an_eviction() {
         let (number, ..) = world.attach(1);
         world.bytes[0].store(1, Ordering::Relaxed);
         world.write(frame(0), 1);
+        world.is_crowded.store(true, plain::Ordering::Relaxed);
         let theirs = world.clone();
         let thread = spawn(move || {
             let slot = theirs.slots.get(number.get()).expect("it is there");
@@ -380,15 +389,8 @@ fn a_pin_beside_an_eviction() {
         });
         if world.steps().try_evict(frame(0)) == Evicted::Kept {
             world.steps().unpin(frame(0));
-        } else {
-            world.take(frame(0));
-            world.bytes[0].store(5, Ordering::Relaxed);
-            world.folio(frame(0)).begin_anonymous(Home::NONE);
         }
         thread.join().expect("no panic");
-        if world.is_free(frame(0)) {
-            return;
-        }
         let _ = world.folio(frame(0)).release(Reference::Mapping);
     });
 }

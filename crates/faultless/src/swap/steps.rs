@@ -229,8 +229,14 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             let state = slot.state();
             debug_assert_eq!(slot.attached(), Some(frame), "a folio with another's slot");
             if state.is_written() || state.is_unwanted() {
+                let is_early = mutant!("frees_before_it_leaves");
+                if is_early {
+                    self.around.free(frame);
+                }
                 self.leave(number, slot, Some(self.around.count_eviction(frame)));
-                self.around.free(frame);
+                if !is_early {
+                    self.around.free(frame);
+                }
                 return Evicted::Freed;
             }
         }

@@ -33,11 +33,17 @@ pub struct FenceBarrier;
 impl Barrier for FenceBarrier {
     #[inline]
     fn mark(&self, word: &AtomicUsize, odd: usize) {
-        mark_with_fence(word, odd);
+        if mutant!("section_unfenced") {
+            word.store(odd, Ordering::Release);
+        } else {
+            mark_with_fence(word, odd);
+        }
     }
 
     fn heavy(&self) {
-        full_fence();
+        if !mutant!("grace_unfenced") {
+            full_fence();
+        }
     }
 
     fn name(&self) -> &'static str {

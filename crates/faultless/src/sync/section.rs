@@ -364,7 +364,11 @@ impl Sections {
         // Release: a thread that reads this subject sees all that older accesses of this thread did, so they have ended for it.
         let order = if mutant!("subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         slot.subject.store(subject, order);
-        mark_with_fence(&slot.access, access + 1);
+        if mutant!("access_unfenced") {
+            slot.access.store(access + 1, Ordering::Release);
+        } else {
+            mark_with_fence(&slot.access, access + 1);
+        }
         AccessSection { slot, not_send: PhantomData }
     }
 
@@ -382,7 +386,9 @@ impl Sections {
     /// is a fence here and one in each access. A cheaper access would make this call, which each unmap needs, more
     /// expensive.
     pub fn grace_of(&self, wanted: impl Fn(u64) -> bool, mut wait: impl FnMut(u32)) {
-        full_fence();
+        if !mutant!("shootdown_unfenced") {
+            full_fence();
+        }
         self.each_slot(|slot| {
             // The subject was stored before the odd number that was read. Acquire: if it is that of a later access, the access
             // that was found has ended, and its effects are seen.

@@ -325,6 +325,41 @@ fn look(sections: &Sections, of: u32, place: &AtomicPtr<Thing>) {
     drop(section);
 }
 
+/// A processor finds a page by a translation, in an access, and uses it. Another thread takes the translation away, invalidates, and frees
+/// the page.
+#[test]
+fn an_access_beside_an_invalidation() {
+    const PAGE: u64 = 7;
+    // SAFETY: each thread of the model has a slot of its own.
+    let access = |sections: &Sections, f: &dyn Fn()| unsafe {
+        let access = sections.enter_access(slot(1), PAGE);
+        f();
+        drop(access);
+    };
+    model(3, move || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let place = Arc::new(AtomicPtr::new(Box::into_raw(Thing::new(&ends))));
+        // A scan may miss a slot that comes into use meanwhile.
+        access(&sections, &|| ());
+        let processor = {
+            let (sections, place) = (sections.clone(), place.clone());
+            thread::spawn(move || {
+                access(&sections, &|| {
+                    let page = NonNull::new(place.load(Ordering::Relaxed));
+                    // SAFETY: checked by the model: it is freed after the access has ended.
+                    page.into_iter().for_each(|page| unsafe { page.as_ref() }.1.touch());
+                });
+            })
+        };
+        let page = place.load(Ordering::Relaxed);
+        place.store(core::ptr::null_mut(), Ordering::Relaxed);
+        sections.grace_of(|subject| subject == PAGE, |_| thread::yield_now());
+        // SAFETY: no access has found it that is still under way.
+        unsafe { Thing::free(NonNull::new(page).unwrap().cast()) };
+        processor.join().unwrap();
+    });
+}
+
 /// A slot leaves the scans by `leave`, and is used again in `again`, beside a grace period. The period waits for a
 /// thread in a section of the slot, and the work in such a section is over when its bytes are freed.
 fn a_slot_leaves(
