@@ -209,6 +209,8 @@ grace_unfenced           | faultless      | lib | a_slot_that_is_given_on_beside
 access_unfenced          | faultless      | lib | an_access_beside_an_invalidation | (invariant 3|Causality violation)
 shootdown_unfenced       | faultless      | lib | an_access_beside_an_invalidation | (invariant 3|Causality violation)
 frees_before_it_leaves   | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
+run_put_back_writable    | faultless-soft | engine | entries_of_a_run | invariant 7
+waits_spin               | faultless-soft | loom | page_work_against_unmap | exceeded maximum number of branches
 '
 
 refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }

@@ -384,7 +384,10 @@ impl<H: Host> Engine<H> {
     pub(crate) fn pause_on_bit(&self, look: u32) {
         self.assert_may_sleep("an entry's bit");
         let start = self.host.clock().now_ns();
-        self.host.park().spin(look);
+        // CVE-2026-43404: the mutant looks again at once, and never lets the thread go on that it waits for.
+        if !mutant!("waits_spin") {
+            self.host.park().spin(look);
+        }
         let waited = self.end_wait(Counter::PageBitWait, start);
         let counters = self.counters();
         if look >= SPINS {

@@ -20,6 +20,7 @@ mod mapped;
 mod move_pages;
 mod processors;
 mod progress;
+mod put_back;
 mod reap;
 mod reclaim_files;
 mod reclaim_order;

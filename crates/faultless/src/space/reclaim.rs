@@ -129,6 +129,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     let (low, high) = taken.unwrap_or((near, near));
                     taken = Some((near.min(low), near.max(high)));
                 }
+                // CVE-2026-31398: the mutant puts all entries of a run back with the write right.
+                Err(_) if mutant!("run_put_back_writable") => {
+                    let entry = self.table.load(leaf, near).without(Entry::ANNOUNCED);
+                    let _ = self.table.install(leaf, near, entry.with(Entry::WRITE));
+                }
                 Err(_) => self.table.let_go(leaf, near),
             }
             victim.outcome = Some(outcome);
