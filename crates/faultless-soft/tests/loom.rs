@@ -208,7 +208,7 @@ fn a_kept_upper_entry_against_unmap() {
 /// Rule 7: a leaf table is freed only with its whole span; a neighbour's page stays.
 #[test]
 fn a_leaf_table_keeps_its_neighbour() {
-    in_a_space(3, machine, |engine, space| {
+    in_a_space(2, machine, |engine, space| {
         map(space, 0, 2);
         let store = beside(space, move |other| other.store_u64(at(1), 6).unwrap());
         // The same from the other side.

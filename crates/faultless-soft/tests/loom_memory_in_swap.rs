@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "other models use it")]
 mod models;
 #[expect(dead_code, reason = "other models use it")]
+#[expect(dead_code, reason = "other models use it")]
 mod swapping;
 
 use faultless::address::PAGE_SIZE;

@@ -6,6 +6,7 @@
 
 #[expect(dead_code, reason = "other models use it")]
 mod models;
+#[expect(dead_code, reason = "other models use it")]
 mod swapping;
 
 use faultless::address::PAGE_SIZE;
@@ -91,7 +92,7 @@ fn free_against_reclaim() {
 /// DONTNEED: nothing is left, whatever comes first.
 #[test]
 fn dontneed_against_reclaim() {
-    with_a_page(3, Walking, |engine, space| {
+    with_a_page(2, Walking, |engine, space| {
         let reclaimer = reclaiming(engine, 1);
         space.advise(at(0), PAGE_SIZE, Advice::DontNeed).unwrap();
         reclaimer.join().unwrap();
@@ -135,7 +136,7 @@ fn old_store_against(before: fn(&Space)) {
 /// Rule S1: munmap finds an entry with a slot, whose old translation may be in use.
 #[test]
 fn an_access_against_reclaim_and_unmap() {
-    with_a_page(3, Caching, |engine, space| {
+    with_a_page(2, Caching, |engine, space| {
         let reclaimer = reclaiming(engine, 1);
         space.unmap(at(0), PAGE_SIZE).unwrap();
         assert!(space.try_load_u64(at(0)).is_err(), "invariant 3: an access succeeds after unmap");
@@ -147,7 +148,7 @@ fn an_access_against_reclaim_and_unmap() {
 /// Rule S1: mprotect, and then the page comes back.
 #[test]
 fn an_access_against_reclaim_and_protect() {
-    with_a_page(3, Caching, |engine, space| {
+    with_a_page(2, Caching, |engine, space| {
         let reclaimer = reclaiming(engine, 1);
         space.protect(at(0), PAGE_SIZE, Protection::READ).unwrap();
         assert!(space.try_store_u64(at(0), 2).is_err(), "invariant 3: a store succeeds after protect");
@@ -188,7 +189,7 @@ fn a_new_page_at_the_old_home_against_reclaim() {
 /// The space ends.
 #[test]
 fn exit_against_reclaim() {
-    with_pages(3, (Walking, COPIES, 1), Device::new, |engine, space, _| {
+    with_pages(2, (Walking, COPIES, 1), Device::new, |engine, space, _| {
         let reclaimer = reclaiming(engine, 1);
         space.exit();
         drop(space);
@@ -261,7 +262,7 @@ fn a_fault_that_waited_against_the_next_life_of_its_slot() {
 /// The device writes the page while a processor stores: the bytes stay as they are until the write has ended.
 #[test]
 fn a_store_against_a_write_to_the_device() {
-    with_pages(3, (Walking, COPIES, 1), Device::gated, |engine, space, device| {
+    with_pages(2, (Walking, COPIES, 1), Device::gated, |engine, space, device| {
         reclaim(engine);
         let writes = device.clone();
         let writes = spawn(1, move || writes.end_writes());

@@ -2,7 +2,7 @@
 
 use crate::models::{Space, at, map, model, spawn};
 use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::host::{Slots as _, StdSlots};
+use faultless::host::StdSlots;
 use faultless::stats::Counter;
 use faultless::store::{Bytes, Transfer};
 use faultless::swap::SwapDevice;
