@@ -44,7 +44,7 @@ fn words(space: &Space) -> (u64, u64) {
 /// Invariant 7: after fork has returned, no store of the parent goes through the table.
 #[test]
 fn a_store_against_fork() {
-    model(3, || {
+    model(2, || {
         let engine = machine();
         let space = parent(&engine);
         let store = beside(&space, move |other| other.store_u64(at(0), 2).unwrap());
