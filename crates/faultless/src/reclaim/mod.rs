@@ -271,7 +271,7 @@ impl<H: Host> Engine<H> {
 
     /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the number of
     /// frames that are free now, with those whose write has ended already, as on a device in memory; and the number of the others, but
-    /// for those that could not be written: those are no progress.
+    /// for those that could not be written or that another thread keeps: those are no progress.
     fn report_taken(&self, class: Class, frames: &[Frame]) -> (u64, u64) {
         let (mut freed, mut others) = (0, 0);
         if frames.is_empty() {
@@ -284,7 +284,7 @@ impl<H: Host> Engine<H> {
                 freed += 1;
             } else {
                 // Another thread may have taken the page or the frame since: that is progress.
-                let is_left = self.is_left_unwritten(folio);
+                let is_left = self.is_left_in_slot(folio);
                 others += u64::from(!is_left);
                 queues.report(self, class, *frame, if is_left { Report::Busy } else { Report::Taken });
             }

@@ -22,11 +22,13 @@ impl Shadow {
 /// The result of reclaim's try to take a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// No entry maps the page any more. Its frame is not free yet: a write is under way, or another thread has a pin.
+    /// No entry maps the page any more. Its frame is not free yet: a write is under way. Or another thread has mapped the page again, or
+    /// has the frame for another page.
     Taken,
     /// The page was used since the last look. The accessed bit, or the mark of a lookup, is cleared now, and the page stays.
     Young,
-    /// The page is pinned for I/O, locked, isolated by another thread, or an entry was announced. It stays.
+    /// The page is pinned for I/O, locked, isolated by another thread, or an entry was announced. It stays. Or no entry maps the page any
+    /// more, and another thread has a reference.
     Busy,
     /// The page has several mappings, and not all were found or removed. It stays.
     Shared,

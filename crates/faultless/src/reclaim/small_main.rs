@@ -93,9 +93,11 @@ impl ReclaimPolicy for SmallMain {
                 }
                 is_used
             }
+            Report::Young => origin == MAIN,
             // Several spaces would have to read it again.
             Report::Shared => true,
-            Report::Young | Report::Busy => origin == MAIN,
+            // Behind all others: a small queue of such pages alone would hide the main queue.
+            Report::Busy => true,
         };
         let queue = if goes_to_main { &mut self.main } else { &mut self.small };
         queue.push(folios, frame);

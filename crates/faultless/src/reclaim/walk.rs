@@ -355,7 +355,8 @@ impl<H: Host> Engine<H> {
                     self.counters().add(Counter::Evictions, 1);
                 }
                 is_delayed |= !is_freed;
-                self.report(class, frame, if is_freed { Report::Freed } else { Report::Taken });
+                // Otherwise another thread has a reference.
+                self.report(class, frame, if is_freed { Report::Freed } else { Report::Busy });
                 continue;
             }
             // This was the last reference to a page that is dropped.

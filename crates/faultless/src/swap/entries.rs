@@ -33,12 +33,10 @@ impl<H: Host> Engine<H> {
         state.is_some_and(|state| state.count() == 0 && !state.is_written())
     }
 
-    /// Returns whether a folio that no entry maps has a slot, and is neither written nor being written. A hint, if the caller has no
-    /// reference.
-    pub(crate) fn is_left_unwritten(&self, folio: &Folio) -> bool {
-        let slot = || self.slot(Slot::new(folio.index())?).map(SwapSlot::state);
-        let is_alone = folio.is_in_slot() && folio.mappings() == 0 && !folio.is_writeback();
-        is_alone && slot().is_some_and(|state| !state.is_written())
+    /// Returns whether a folio that no entry maps has a slot, and is not being written: no device has taken its bytes, or another thread
+    /// has a reference. A hint, if the caller has none.
+    pub(crate) fn is_left_in_slot(&self, folio: &Folio) -> bool {
+        folio.is_in_slot() && folio.mappings() == 0 && !folio.is_writeback()
     }
 
     /// Returns whether the folio of `slot` was read ahead, and this is the first use of it. An entry names the slot.
