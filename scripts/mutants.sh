@@ -141,6 +141,7 @@ relatives_are_tries      | faultless-soft | engine | a_page_that_1200_processes_
 tables_take_pages        | faultless-soft | allocation_pressure | a_fault_without_memory_for_a_table_takes_no_page | pages were taken
 homes_stay_lost          | faultless-soft | engine | moved_pages_are_taken_when_the_child_has_gone | pages stay in memory
 home_given_unannounced   | faultless-soft | loom_lost_homes | a_home_that_is_given_against_unmap | (invariant 3|Causality violation|rule H)
+stocks_are_not_awaited   | faultless-soft | engine | a_fault_waits_for_stocks_that_another_takes | faults failed
 first_use_stays          | faultless-soft | engine | a_page_that_was_used_once_is_tried_once | tries found a page in use
 looks_at_one_entry       | faultless-soft | engine | generations_find_pages_in_use | one entry at a time
 reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9

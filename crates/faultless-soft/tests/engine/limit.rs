@@ -13,8 +13,8 @@ use faultless::{
 };
 use faultless_soft::{Cpu, Soft};
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 
 type Space = AddressSpace<Soft, Faultless>;
 type Limit = MemoryLimit<Soft>;
@@ -291,7 +291,7 @@ fn stocks_of_other_threads_are_found() {
     let engine = engine(256, None);
     let limit = Limit::new(&engine, LimitConfig::max(64)).unwrap();
     let space = space(&engine, &limit);
-    let (touched, go_on) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let (touched, go_on) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             store(&space, 0..1);
@@ -317,6 +317,54 @@ fn stocks_of_other_threads_are_found() {
     let own = usage.stock;
     store(&space, 1..64);
     assert_eq!((limit.usage().resident, limit.usage().stock), (64, 0), "{own}");
+    drop(space);
+    engine.flush();
+    is_empty(&limit);
+}
+
+/// Two threads need the pages that a third one has charged in advance. One of them takes these back, which takes a grace period. The other
+/// one waits for it, and does not fail.
+#[test]
+fn a_fault_waits_for_stocks_that_another_takes() {
+    let engine = engine(256, None);
+    let limit = Limit::new(&engine, LimitConfig::max(64)).unwrap();
+    let space = space(&engine, &limit);
+    let (touched, go_on, reads) = (Barrier::new(2), Barrier::new(2), Barrier::new(2));
+    let ended = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            store(&space, 0..1);
+            touched.wait();
+            go_on.wait();
+        });
+        touched.wait();
+        store(&space, 1..2);
+        assert!(limit.usage().stock > 0, "the test shows something only if there is a stock");
+        scope.spawn(|| {
+            // SAFETY: dropped before anything waits for this thread but the grace period.
+            let section = unsafe { engine.enter_section() };
+            reads.wait();
+            // As long as a thread that does not wait needs to fail.
+            let begin = std::time::Instant::now();
+            while begin.elapsed().as_millis() < 200 && ended.load(Ordering::Relaxed) == 0 {
+                std::hint::spin_loop();
+            }
+            drop(section);
+        });
+        reads.wait();
+        let faulting = [2..33, 33..64].map(|pages| {
+            let (space, ended) = (&space, &ended);
+            scope.spawn(move || {
+                let failed = pages.filter(|page| space.fault_and_wait(at(*page), Access::Write).is_err());
+                let failed = failed.count();
+                ended.fetch_add(1, Ordering::Relaxed);
+                failed
+            })
+        });
+        let failed = faulting.map(|thread| thread.join().unwrap());
+        go_on.wait();
+        assert_eq!(failed, [0, 0], "faults failed");
+    });
     drop(space);
     engine.flush();
     is_empty(&limit);

@@ -100,30 +100,37 @@ impl<H: Host> Engine<H> {
         let wanted = usage.saturating_add(pages).saturating_sub(max).max(few(max));
         let mut reclaimed = self.reclaim_directly(|| self.take_pages(full, wanted, Kinds::All));
         if reclaimed.freed == 0 {
-            reclaimed.freed = self.take_stocks(|group| groups.is_within(group, full));
+            match self.take_stocks(|group| groups.is_within(group, full)) {
+                Some(taken) => reclaimed.freed = taken,
+                None => reclaimed.is_delayed |= !mutant!("stocks_are_not_awaited"),
+            }
+        }
+        if reclaimed.freed == 0 && groups.full(group, pages).is_none() {
+            // As above.
+            reclaimed.freed = 1;
         }
         Shortage { reclaimed, full: Some(full) }
     }
 
-    /// Takes the stocks of other threads back, of the groups that `wanted` accepts. Returns the number of pages, which is 0 if another
-    /// thread is about to take them.
-    fn take_stocks(&self, wanted: impl Fn(GroupId) -> bool) -> u64 {
+    /// Takes the stocks of other threads back, of the groups that `wanted` accepts. Returns the number of pages, or `None` if another thread
+    /// takes stocks. It has them after a grace period.
+    fn take_stocks(&self, wanted: impl Fn(GroupId) -> bool) -> Option<u64> {
         let is_taking = &self.takes_stocks;
         if is_taking.swap(true, Ordering::Acquire) {
-            return 0;
+            return None;
         }
         let mut taken = 0;
         self.timed(Counter::GraceWait, |wait| {
             taken = self.sections().take_stocks(self.host().barrier(), wanted, wait);
         });
         is_taking.store(false, Ordering::Release);
-        taken
+        Some(taken)
     }
 
     /// Takes the stocks of groups back that have ended.
     pub(super) fn take_stocks_of_ended(&self) {
         let groups = self.sections().groups();
-        self.take_stocks(|group| groups.is_ended(group));
+        let _ = self.take_stocks(|group| groups.is_ended(group));
     }
 
     /// Reclaims until `group` is not over max, or until no page of it can be taken.
