@@ -58,8 +58,11 @@ fn work(engine: &Arc<Engine<Soft>>) {
             });
         }
     });
-    engine.flush();
-    assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
+    // A worker may have a last batch of them.
+    until("invariant 11: no frame is left", || {
+        engine.flush();
+        engine.frame_usage().used == 1
+    });
     assert_eq!(engine.swap_usage().slots, 0, "invariant 11: slots are left");
 }
 
@@ -95,9 +98,9 @@ fn the_worker_keeps_a_reserve() {
     for page in 0..pages {
         space.store_u64(at(page), page).unwrap();
     }
-    until("the worker has reclaimed up to the high mark", || free(&engine) >= high - 1);
-    let background = counted(&engine, Counter::ReclaimedInBackground);
-    assert!(background > 0);
+    // It may have been there before the last pages were stored.
+    let has_reclaimed = || counted(&engine, Counter::ReclaimedInBackground) >= high - low;
+    until("the worker has reclaimed up to the high mark", || has_reclaimed() && free(&engine) >= low);
     assert_eq!(counted(&engine, Counter::ReclaimedDirectly), 0, "a thread has found no frame");
     for page in 0..pages {
         assert_eq!(space.load_u64(at(page)).unwrap(), page);
@@ -117,8 +120,9 @@ fn the_worker_keeps_a_group_below_high() {
         space.store_u64(at(page), page).unwrap();
     }
     let usage = || limit.usage().resident + limit.usage().stock;
-    until("the worker has reclaimed an eighth", || usage() <= 56);
-    assert!(counted(&engine, Counter::ReclaimedInBackground) > 0);
+    // It begins at 60 pages, and ends at 56. Then the last pages may be stored.
+    let has_reclaimed = || counted(&engine, Counter::ReclaimedInBackground) > 0;
+    until("the worker has reclaimed an eighth", || has_reclaimed() && usage() < 60);
     assert_eq!((limit.usage().high, counted(&engine, Counter::ReclaimedDirectly)), (0, 0));
     for page in 0..63 {
         assert_eq!(space.load_u64(at(page)).unwrap(), page);
@@ -137,11 +141,16 @@ fn the_worker_ends_when_it_is_told() {
         drop(worker);
     }
     assert_eq!(engine.run_background(|| true), Ok(()));
-    let ends = AtomicBool::new(false);
+    let (has_begun, ends) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let worker = scope.spawn(|| engine.run_background(|| ends.load(Ordering::Relaxed)));
-        until("the worker has begun", || engine.run_background(|| true).is_err());
-        work(&engine);
+        let (engine, has_begun, ends) = (&engine, &has_begun, &ends);
+        let asks = || {
+            has_begun.store(true, Ordering::Relaxed);
+            ends.load(Ordering::Relaxed)
+        };
+        let worker = scope.spawn(move || engine.run_background(asks));
+        until("the worker has begun", || has_begun.load(Ordering::Relaxed));
+        work(engine);
         ends.store(true, Ordering::Relaxed);
         engine.wake_background();
         assert_eq!(worker.join().unwrap(), Ok(()));
@@ -170,8 +179,10 @@ fn a_worker_that_waits_for_a_slow_device_delays_nobody() {
     let engine = engine(stuck.clone());
     let worker = engine.spawn_background().unwrap();
     let space = AddressSpace::new(&engine).unwrap();
-    map(&space, FRAMES);
-    (0..FRAMES).for_each(|page| space.store_u64(at(page), page).unwrap());
+    // With some faults after the first direct reclaim, which may have all pages in hand while the worker looks for some.
+    let pages = FRAMES + 64;
+    map(&space, pages);
+    (0..pages).for_each(|page| space.store_u64(at(page), page).unwrap());
     until("the worker is at the device", || stuck.has_worker());
     let other = AddressSpace::new(&engine).unwrap();
     map(&other, 2 * FRAMES);
@@ -179,6 +190,6 @@ fn a_worker_that_waits_for_a_slow_device_delays_nobody() {
     assert!(counted(&engine, Counter::ReclaimedDirectly) > 0);
     stuck.let_go();
     drop(worker);
-    (0..FRAMES).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page));
+    (0..pages).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page));
     (0..2 * FRAMES).for_each(|page| assert_eq!(other.load_u64(at(page)).unwrap(), page));
 }
