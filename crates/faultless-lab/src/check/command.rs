@@ -29,7 +29,7 @@ touch all windows. Each step must give the same result as in the same episode al
 seed does not determine the order of the threads, so a difference may need several runs to appear again.
 
 With --memory, the engine has so much memory, and swap space. Pages go out and come back while the operations are done. \
-Locked pages and pages of files may take more memory.
+In some episodes the machine has few frames, in others a limit of the spaces is tight. Locked pages may take more memory.
 
 With --files, each episode has one file. It is written, read, mapped, truncated, punched, synced and opened again. After \
 each operation the file is compared with a model. After each sync it is compared with its store. The store may be late, \

@@ -7,7 +7,8 @@ mod perform;
 
 use super::differences::Known;
 use super::generate::Episode;
-use super::memory::{Memory, Pressure, new_engine};
+use super::group::{self, Group};
+use super::memory::{Home, Memory, Pressure};
 use super::operation::{At, FILES, HEAP, Operation, PAGES};
 use super::step::{Line, Outcome, Step, merged};
 use crate::designs::{Design, Visitor};
@@ -97,6 +98,8 @@ struct Space<D: LockingDesign> {
     space: AddressSpace<Soft, D>,
     /// The map as it was reported last.
     said: Vec<Line>,
+    /// The number of locked pages.
+    locked: u64,
 }
 
 /// Engine with the files and spaces of an episode.
@@ -107,6 +110,12 @@ pub struct Machine<D: LockingDesign> {
     spaces: Vec<Space<D>>,
     merged: bool,
     plant: Option<Plant>,
+    /// The group of the spaces, if they are in one.
+    group: Option<Group>,
+    /// The number of locked pages that the group has room for.
+    locked: u64,
+    /// Whether MCL_FUTURE was ever set.
+    locks_future: bool,
     /// Whether the engine swaps.
     swaps: bool,
     /// Whether MADV_FREE was done.
@@ -123,27 +132,26 @@ impl<D: LockingDesign> Machine<D> {
     /// # Errors
     /// There is not enough memory.
     pub fn new(episode: &Episode, plant: Option<Plant>, memory: Option<Memory>) -> Result<Self, String> {
-        let engine = new_engine(FRAMES, memory)?;
-        let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
-        space.set_heap(VirtAddr::new(At::page(HEAP).address()));
-        Self::in_space(space, episode, plant, None)
+        let home = Home::new(FRAMES, memory, episode.seed)?;
+        home.space.set_heap(VirtAddr::new(At::page(HEAP).address()));
+        Self::in_space(home, episode, plant, None)
     }
 
     /// Returns a machine whose window is `offset` bytes above `WINDOW`, in a space that other threads use too.
     ///
     /// # Errors
     /// There is not enough memory.
-    pub fn beside_others(
-        space: AddressSpace<Soft, D>,
+    pub(super) fn beside_others(
+        home: Home<D>,
         offset: u64,
         episode: &Episode,
         plant: Option<Plant>,
     ) -> Result<Self, String> {
-        Ok(Self { offset, is_shared: true, ..Self::in_space(space, episode, plant, Some(SLOW))? })
+        Ok(Self { offset, is_shared: true, ..Self::in_space(home, episode, plant, Some(SLOW))? })
     }
 
     fn in_space(
-        space: AddressSpace<Soft, D>,
+        Home { space, group }: Home<D>,
         episode: &Episode,
         plant: Option<Plant>,
         delay: Option<Duration>,
@@ -151,10 +159,32 @@ impl<D: LockingDesign> Machine<D> {
         let engine = space.engine().clone();
         let file = |number| Held::new(&engine, episode, number, delay);
         let files = (0..FILES).map(file).collect::<Result<_, _>>()?;
-        let spaces = vec![Space { space, said: Vec::new() }];
+        let spaces = vec![Space { space, said: Vec::new(), locked: 0 }];
         let (merged, swaps) = (episode.merged, !engine.swap_usage().devices.is_empty());
-        let (offset, is_shared, has_freed) = (0, false, false);
-        Ok(Self { engine, files, spaces, merged, plant, swaps, has_freed, offset, is_shared })
+        Ok(Self {
+            engine,
+            files,
+            spaces,
+            merged,
+            plant,
+            group,
+            locked: 0,
+            locks_future: false,
+            swaps,
+            has_freed: false,
+            offset: 0,
+            is_shared: false,
+        })
+    }
+
+    /// Gives the group room for the pages that are locked, and for `more`.
+    fn make_room_for_locked(&mut self, more: u64) {
+        let Some(group) = &self.group else { return };
+        let new = self.spaces.iter().map(|held| held.locked).sum::<u64>() + more;
+        let old = std::mem::replace(&mut self.locked, new);
+        if old != new {
+            group.set_locked(old, new).expect("limits above the smallest ones");
+        }
     }
 
     /// Returns the present children of fork, the oldest first.
@@ -192,6 +222,10 @@ impl<D: LockingDesign> Machine<D> {
 impl<D: LockingDesign> Subject for Machine<D> {
     fn step(&mut self, operation: &Operation) -> Step {
         self.has_freed |= matches!(operation, Operation::Advise { advice: FREE, .. });
+        if group::may_lock(operation, self.locks_future || self.locked != 0) {
+            self.make_room_for_locked(PAGES);
+        }
+        self.locks_future |= group::locks_future(operation);
         let outcome = match self.plant.map_or(Planted::Nothing, |plant| plant(operation)) {
             Planted::Nothing => self.perform(operation),
             Planted::Instead(other) => self.perform(&other),
@@ -203,10 +237,13 @@ impl<D: LockingDesign> Subject for Machine<D> {
             Planted::Forgotten => Outcome::Done(0),
         };
         let outcome = outcome.seen_from(self.offset);
-        let mut map: Vec<Line> = self.space().mappings().iter().map(|info| self.line(info)).collect();
+        let mut mappings = self.space().mappings();
         if self.is_shared {
-            map.retain(|line| line.start < PAGES);
+            mappings.retain(|info| self.line(info).start < PAGES);
         }
+        let mut map: Vec<Line> = mappings.iter().map(|info| self.line(info)).collect();
+        self.spaces.last_mut().expect("the first space stays").locked = group::locked(&mappings);
+        self.make_room_for_locked(0);
         if self.merged {
             map = merged(map);
         }
@@ -223,7 +260,7 @@ impl<D: LockingDesign> Subject for Machine<D> {
     }
 
     fn tell_swapped(&self, pressure: &mut Pressure) {
-        *pressure += &*self.engine;
+        pressure.add(&self.engine, self.group.as_ref());
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), String> {
@@ -234,7 +271,7 @@ impl<D: LockingDesign> Subject for Machine<D> {
         let begun = Instant::now();
         loop {
             // The last writes may still be running.
-            match balance(&self.engine) {
+            match balance(&self.engine, self.group.as_ref()) {
                 Err(_) if begun.elapsed() < LAST_WRITES => thread::yield_now(),
                 balanced => return balanced,
             }
@@ -242,15 +279,18 @@ impl<D: LockingDesign> Subject for Machine<D> {
     }
 }
 
-/// Checks that all frames are free except the page of zeros. The caller has dropped all spaces and files.
+/// Checks that all frames are free except the page of zeros, that all slots are free, and that the group pays for nothing. The
+/// caller has dropped all spaces and files.
 ///
 /// # Errors
-/// The number of frames that are still in use.
-pub fn balance(engine: &Engine<Soft>) -> Result<(), String> {
+/// The number of frames or slots that are still in use, or the pages of the group.
+pub(super) fn balance(engine: &Engine<Soft>, group: Option<&Group>) -> Result<(), String> {
     engine.flush();
-    match engine.frame_usage().used {
-        1 => Ok(()),
-        used => Err(format!("{} frames are in use after the last space has gone", used - 1)),
+    match (engine.frame_usage().used, engine.swap_usage().slots) {
+        (1, 0) => group.map_or(Ok(()), Group::balance),
+        (used, slots) => {
+            Err(format!("{} frames and {slots} slots are in use after the last space has gone", used - 1))
+        }
     }
 }
 

@@ -1,17 +1,18 @@
 //! `faultless check --memory`: an engine with less memory than an episode uses, and a swap device.
 
 use super::engine::limits;
+use super::group::{Group, Shortage};
 use crate::report::number::count;
-use faultless::Engine;
 use faultless::address::PAGE_SIZE;
+use faultless::design::LockingDesign;
 use faultless::host::Host;
 use faultless::stats::Counter;
 use faultless::store::FileStore;
 use faultless::swap::{CompressedMemory, StoreDevice};
+use faultless::{AddressSpace, Engine};
 use faultless_soft::Soft;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::ops::AddAssign;
 use std::sync::Arc;
 
 /// The least memory, in frames. It is far below the pages of most episodes, which would fit into 64 frames.
@@ -23,8 +24,9 @@ const SLOTS: u64 = 1 << 14;
 
 /// The memory of the engine under check.
 ///
-/// While so much is in use, a thread that needs a frame has to make room first. Pages that cannot be reclaimed, such as locked
-/// ones, may take more: Linux has enough memory for them.
+/// While so much is in use, a thread that needs a page has to make room first. The reason is the machine's frames in some episodes,
+/// and the limits of a group in others. Pages that cannot be reclaimed, such as locked ones, may take more: Linux has enough memory
+/// for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     frames: u64,
@@ -41,6 +43,11 @@ impl Memory {
             true => Err(format!("at least {}, which is {LEAST} frames", Self { frames: LEAST })),
             false => Ok(Self { frames }),
         }
+    }
+
+    /// Returns the memory of a space that so many threads use: two pages more for each, as a fault may need a page and its copy.
+    pub(super) fn for_threads(self, threads: u64) -> Self {
+        Self { frames: self.frames + 2 * threads }
     }
 }
 
@@ -59,6 +66,12 @@ pub struct Pressure {
     pub swapped_out: u64,
     /// The number of pages swapped in.
     pub swapped_in: u64,
+    /// The number of charges after which a group was over high.
+    #[serde(default)]
+    pub over_high: u64,
+    /// The number of charges that were refused, since a group was at max.
+    #[serde(default)]
+    pub at_max: u64,
 }
 
 impl Pressure {
@@ -69,34 +82,73 @@ impl Pressure {
 
     /// Returns the result in one sentence.
     pub fn text(&self) -> String {
-        let Self { memory, swapped_out, swapped_in } = self;
+        let Self { memory, swapped_out, swapped_in, over_high, at_max } = self;
         match (swapped_out, swapped_in) {
             (0, 0) => format!(
                 "With {memory} of memory, nothing was swapped: do more operations, or give less memory."
             ),
             _ => format!(
-                "With {memory} of memory, {} pages were swapped out and {} in.",
+                "With {memory} of memory, {} pages were swapped out and {} in. A limit was exceeded {} times (high) \
+                 and reached {} times (max).",
                 count(*swapped_out),
-                count(*swapped_in)
+                count(*swapped_in),
+                count(*over_high),
+                count(*at_max)
             ),
+        }
+    }
+
+    /// Adds the counts of an engine and of its group.
+    pub(super) fn add(&mut self, engine: &Engine<Soft>, group: Option<&Group>) {
+        let seen = engine.statistics();
+        self.swapped_out += seen.get(Counter::SwapOuts);
+        self.swapped_in += seen.get(Counter::SwapIns);
+        if let Some(group) = group {
+            let usage = group.usage();
+            self.over_high += usage.high;
+            self.at_max += usage.max;
         }
     }
 }
 
-/// Adds what an engine has swapped.
-impl AddAssign<&Engine<Soft>> for Pressure {
-    fn add_assign(&mut self, engine: &Engine<Soft>) {
-        let seen = engine.statistics();
-        self.swapped_out += seen.get(Counter::SwapOuts);
-        self.swapped_in += seen.get(Counter::SwapIns);
+/// An address space, and the group that it is in.
+pub(super) struct Home<D: LockingDesign> {
+    pub space: AddressSpace<Soft, D>,
+    /// `None`: it is in no group.
+    pub group: Option<Group>,
+}
+
+impl<D: LockingDesign> Clone for Home<D> {
+    fn clone(&self) -> Self {
+        Self { space: self.space.clone(), group: self.group.clone() }
     }
 }
 
-/// Makes an engine with `frames` frames. With `memory`, it has swap, and makes room as soon as so much is in use.
-///
-/// # Errors
-/// There is not enough memory.
-pub(super) fn new_engine(frames: u64, memory: Option<Memory>) -> Result<Arc<Engine<Soft>>, String> {
+impl<D: LockingDesign> Home<D> {
+    /// Makes a space on a machine with `frames` frames. With `memory`, its engine has swap, and memory is short for the reason that
+    /// follows from `seed`.
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub fn new(frames: u64, memory: Option<Memory>, seed: u64) -> Result<Self, String> {
+        let shortage = Shortage::of(seed);
+        let engine = new_engine(frames, memory, shortage)?;
+        let group = match memory {
+            Some(memory) => {
+                Group::new(&engine, shortage, memory.frames).map_err(|error| error.to_string())?
+            }
+            None => None,
+        };
+        let space = match &group {
+            Some(group) => AddressSpace::new_in(&engine, group.limit()).map_err(|error| error.to_string())?,
+            None => AddressSpace::new(&engine).map_err(|error| error.to_string())?,
+        };
+        Ok(Self { space, group })
+    }
+}
+
+/// Makes an engine with `frames` frames. With `memory`, it has swap. If frames are short, it makes room as soon as so much is in use.
+fn new_engine(frames: u64, memory: Option<Memory>, shortage: Shortage) -> Result<Arc<Engine<Soft>>, String> {
     // Under pressure, processors keep translations, so that one that is not invalidated is used.
     let host = if memory.is_some() { Soft::with_caches(frames) } else { Soft::new(frames) };
     let engine = Engine::new(host.map_err(|error| error.to_string())?, limits());
@@ -106,7 +158,9 @@ pub(super) fn new_engine(frames: u64, memory: Option<Memory>) -> Result<Arc<Engi
         let compressed = Arc::new(compressed.map_err(|error| error.to_string())?);
         engine.add_swap(compressed).map_err(|error| error.to_string())?;
         engine.add_swap(Arc::new(file()?)).map_err(|error| error.to_string())?;
-        engine.host().frames().make_scarce(memory.frames, GRANTED);
+        if shortage == Shortage::Frames {
+            engine.host().frames().make_scarce(memory.frames, GRANTED);
+        }
     }
     Ok(engine)
 }
@@ -136,6 +190,9 @@ mod tests {
         let mut pressure = Pressure::new(Memory::new(1 << 20).unwrap());
         assert!(pressure.text().contains("nothing was swapped"), "{}", pressure.text());
         pressure.swapped_out = 1_234_567;
-        assert_eq!(pressure.text(), "With 1024K of memory, 1,234,567 pages were swapped out and 0 in.");
+        pressure.at_max = 4_321;
+        let wanted = "With 1024K of memory, 1,234,567 pages were swapped out and 0 in. A limit was exceeded 0 times (high) \
+                      and reached 4,321 times (max).";
+        assert_eq!(pressure.text(), wanted);
     }
 }

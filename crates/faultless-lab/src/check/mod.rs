@@ -19,6 +19,7 @@ mod draw;
 mod engine;
 pub mod files;
 mod generate;
+mod group;
 mod memory;
 mod operation;
 mod print;

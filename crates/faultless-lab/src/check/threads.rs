@@ -14,7 +14,8 @@ use super::differences::{AGAINST_ALONE, Difference};
 use super::draw::Draw;
 use super::engine::{Machine, Plant, Subject, balance, end, subject};
 use super::generate::{EPISODE, Episode, seed_of};
-use super::memory::{Memory, Pressure, new_engine};
+use super::group::Group;
+use super::memory::{Home, Memory, Pressure};
 use super::operation::{FILES, Object, Operation, PAGES};
 use super::shrink::shrink;
 use super::step::{Outcome, Step};
@@ -139,7 +140,8 @@ impl Together {
             let left = self.operations - number * threads * EPISODE;
             let parts = self.parts(seed, left.div_ceil(threads).min(EPISODE))?;
             let pressure = summary.pressure.as_mut();
-            let played = self.design.visit(Play { plan: self, parts: &parts, pressure, interrupted })?;
+            let played =
+                self.design.visit(Play { plan: self, seed, parts: &parts, pressure, interrupted })?;
             summary.add(played.counts);
             if let Some(wrong) = played.wrong {
                 progress.say("shrinking a difference");
@@ -228,7 +230,9 @@ impl Together {
         let episode = &*parts[thread].episode;
         let mut again = |episode: &Episode| {
             let alone = self.alone(episode)?;
-            self.design.visit(AtPlace { plan: self, thread, episode, alone: &alone }).map_err(Trouble::Cannot)
+            self.design
+                .visit(AtPlace { plan: self, seed, thread, episode, alone: &alone })
+                .map_err(Trouble::Cannot)
         };
         let (from, list, difference) = match again(episode)? {
             Some(difference) => {
@@ -258,22 +262,22 @@ fn is_anonymous(episode: &Episode) -> bool {
     })
 }
 
-/// Returns a space of a machine with memory for so many threads.
-fn new_space<D: LockingDesign>(
-    threads: usize,
-    memory: Option<Memory>,
-) -> Result<AddressSpace<Soft, D>, String> {
+/// Returns a space of a machine with memory for so many threads. `seed` determines the reason why memory is short.
+fn new_space<D: LockingDesign>(threads: usize, memory: Option<Memory>, seed: u64) -> Result<Home<D>, String> {
     let threads = threads as u64;
     // This is enough for every page in every child and for the files, twice: pages that are about to be freed still
     // count.
     let frames = threads * (PAGES * (1 + threads * CHILDREN) + FILES as u64 * PAGES) * 2;
-    let engine = new_engine(frames, memory)?;
-    AddressSpace::new(&engine).map_err(|error| error.to_string())
+    // Half as many threads more touch pages.
+    let memory = memory.map(|memory| memory.for_threads(threads + threads / 2));
+    Home::new(frames, memory, seed)
 }
 
 /// Episode at a thread's place, without other threads.
 struct AtPlace<'a> {
     plan: &'a Together,
+    /// The seed of the round.
+    seed: u64,
     thread: usize,
     episode: &'a Episode,
     /// The steps at the first window.
@@ -283,9 +287,10 @@ struct AtPlace<'a> {
 impl Visitor for AtPlace<'_> {
     type Output = Result<Option<Difference>, String>;
     fn visit<D: LockingDesign>(self) -> Self::Output {
-        let Self { plan, thread, episode, alone } = self;
+        let Self { plan, seed, thread, episode, alone } = self;
         let (offset, plant) = (thread as u64 * STRIDE, plan.plant_of(thread));
-        let mut machine = Machine::<D>::beside_others(new_space(1, plan.memory)?, offset, episode, plant)?;
+        let home = new_space(1, plan.memory, seed)?;
+        let mut machine = Machine::<D>::beside_others(home, offset, episode, plant)?;
         for (place, (operation, alone)) in episode.operations.iter().zip(alone).enumerate() {
             let engine = machine.step(operation);
             if engine == *alone {
@@ -301,6 +306,8 @@ impl Visitor for AtPlace<'_> {
 /// Round that can be run under any design.
 struct Play<'a> {
     plan: &'a Together,
+    /// The seed of the round.
+    seed: u64,
     parts: &'a [Part],
     pressure: Option<&'a mut Pressure>,
     interrupted: &'a AtomicBool,
@@ -320,13 +327,14 @@ impl Visitor for Play<'_> {
     type Output = Result<Played, Trouble>;
     fn visit<D: LockingDesign>(self) -> Self::Output {
         let (plan, parts) = (self.plan, self.parts);
-        let space = new_space::<D>(plan.threads, plan.memory).map_err(Trouble::Cannot)?;
+        let home = new_space::<D>(plan.threads, plan.memory, self.seed).map_err(Trouble::Cannot)?;
         let mut machines = Vec::new();
         for (thread, part) in parts.iter().enumerate() {
             let (offset, plant) = (thread as u64 * STRIDE, plan.plant_of(thread));
-            let machine = Machine::beside_others(space.clone(), offset, &part.episode, plant);
+            let machine = Machine::beside_others(home.clone(), offset, &part.episode, plant);
             machines.push(machine.map_err(Trouble::Cannot)?);
         }
+        let Home { space, group } = home;
         let round = Arc::new(Round {
             space,
             children: parts.iter().map(|_| Mutex::default()).collect(),
@@ -371,14 +379,14 @@ impl Visitor for Play<'_> {
         }
         let (mut played, are_back) = self.wait(&round, &hear, threads.len());
         if let Some(pressure) = self.pressure {
-            *pressure += &**round.space.engine();
+            pressure.add(round.space.engine(), group.as_ref());
         }
         // Threads that hang keep their resources.
         if are_back {
             for thread in threads {
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             }
-            played.wrong = played.wrong.or_else(|| close(round).err().map(Wrong::Rule));
+            played.wrong = played.wrong.or_else(|| close(round, group.as_ref()).err().map(Wrong::Rule));
         }
         Ok(played)
     }
@@ -464,7 +472,7 @@ fn work<D: LockingDesign>(round: &Round<D>, thread: usize, mut machine: Machine<
 }
 
 /// Ends a round after its threads, and checks the engine's own accounts.
-fn close<D: LockingDesign>(round: Arc<Round<D>>) -> Result<(), String> {
+fn close<D: LockingDesign>(round: Arc<Round<D>>, group: Option<&Group>) -> Result<(), String> {
     let Some(round) = Arc::into_inner(round) else {
         return Err("a thread has not released its space".into());
     };
@@ -473,7 +481,7 @@ fn close<D: LockingDesign>(round: Arc<Round<D>>) -> Result<(), String> {
     // Reads ahead may still be running, because no thread waits for them.
     let start = Instant::now();
     loop {
-        match balance(&engine) {
+        match balance(&engine, group) {
             Err(_) if start.elapsed() < READS => thread::sleep(Duration::from_millis(1)),
             balance => return balance,
         }

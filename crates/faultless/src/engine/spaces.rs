@@ -42,6 +42,9 @@ impl dyn ListedSpace {
     }
 }
 
+/// The number of places that a list has at least, halved.
+const FEW: usize = 8;
+
 /// A space and its number.
 type Place = (u64, Weak<dyn ListedSpace>);
 
@@ -59,9 +62,7 @@ impl<H: Host> Engine<H> {
         loop {
             let mut spaces = self.lock(&self.spaces.0);
             if spare.capacity() > spaces.capacity() {
-                spare.append(&mut spaces);
-                core::mem::swap(&mut spare, &mut spaces);
-                self.charge((spaces.capacity() - spare.capacity()) * size_of::<Place>());
+                self.move_spaces(&mut spaces, &mut spare);
             }
             if spaces.len() < spaces.capacity() {
                 let place = spaces.partition_point(|(other, _)| *other < number);
@@ -69,10 +70,18 @@ impl<H: Host> Engine<H> {
                 return Ok(());
             }
             // No memory is asked for under the lock.
-            let wanted = 2 * spaces.len().max(8);
+            let wanted = 2 * spaces.len().max(FEW);
             drop(spaces);
             spare.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
         }
+    }
+
+    /// Moves the list to `spare`, which has room for it, and leaves the old memory there.
+    fn move_spaces(&self, spaces: &mut Vec<Place>, spare: &mut Vec<Place>) {
+        spare.append(spaces);
+        core::mem::swap(spare, spaces);
+        self.charge(spaces.capacity() * size_of::<Place>());
+        self.uncharge(spare.capacity() * size_of::<Place>());
     }
 
     /// Takes the space with this number off the list. Called when its last handle goes.
@@ -80,8 +89,17 @@ impl<H: Host> Engine<H> {
         let mut spaces = self.lock(&self.spaces.0);
         let found = spaces.binary_search_by_key(&number, |(other, _)| *other);
         let gone = found.ok().map(|place| spaces.remove(place));
+        let (count, room) = (spaces.len(), spaces.capacity());
         drop(spaces);
         drop(gone);
+        // Most of it is unused. Without memory for a smaller one, the list stays as it is.
+        let (mut spare, few) = (Vec::new(), 2 * count.max(FEW));
+        if 2 * few < room && spare.try_reserve_exact(few).is_ok() {
+            let mut spaces = self.lock(&self.spaces.0);
+            if spaces.len() <= spare.capacity() && spare.capacity() < spaces.capacity() {
+                self.move_spaces(&mut spaces, &mut spare);
+            }
+        }
     }
 
     /// Returns the space with the next number after `last`, and its number. The space is `None` if it is about to end. Another thread

@@ -151,7 +151,7 @@ impl<D: LockingDesign> Machine<D> {
             Operation::Fork => match space.fork() {
                 Ok(child) => {
                     let said = self.said().clone();
-                    self.spaces.push(Space { space: child, said });
+                    self.spaces.push(Space { space: child, said, locked: 0 });
                     Outcome::Done(0)
                 }
                 Err(error) => Outcome::Broken(error.to_string()),

@@ -76,13 +76,13 @@ const ROOM: &[(&str, u64, &str)] = &[
         "pages that several threads need at the same time",
     ),
     ("tables::a_pin_takes_a_table", 8, "pinned pages"),
-    ("tables::grandchildren_and_second_children_share_it", 24, "pages that eight spaces use in turn"),
     ("tables::many_stores_beside_forks_and_ends", 24, "pages that several threads need at the same time"),
     (
         "threads::a_file_under_a_tight_limit_shows_its_bytes",
         24,
         "pages that several threads need at the same time",
     ),
+    ("threads::faults_maps_and_forks_side_by_side", 24, "pages that several threads need at the same time"),
 ];
 
 thread_local! {
