@@ -20,6 +20,10 @@ const LONGEST_SLEEP: u64 = 10_000_000;
 /// The number of batches that a change of the limits reclaims without freeing a page, before it leaves the rest to faults.
 const FRUITLESS: u32 = 64;
 
+/// The number of looks for room in a group before a fault gives up. The last ones sleep, about 3 ms together: a small group may have all
+/// its pages in the hands of threads that are preempted, such as one that unmaps them.
+const LOOKS_AT_MAX: u32 = if cfg!(loom) { 2 } else { 112 };
+
 /// Returns the number of pages that are reclaimed at once in a group with this limit.
 fn few(limit: u64) -> u64 {
     (limit / 8).clamp(1, FEW)
@@ -62,7 +66,7 @@ impl<H: Host> Engine<H> {
             return Ok(());
         }
         self.wait_for_memory(*look);
-        if self.looks_for_room(*look, reclaimed.is_delayed) {
+        if self.looks_for_room(*look, reclaimed.is_delayed) || full.is_some() && *look < LOOKS_AT_MAX {
             return Ok(());
         }
         self.note_out_of_memory(full);
@@ -109,6 +113,8 @@ impl<H: Host> Engine<H> {
             // As above.
             reclaimed.freed = 1;
         }
+        // A call that has taken pages out of their entries, and has not invalidated yet, is about to free them.
+        reclaimed.is_delayed |= self.has_stale();
         Shortage { reclaimed, full: Some(full) }
     }
 
