@@ -25,8 +25,8 @@ const PAGES: u64 = 128;
 const MAX: u64 = 16;
 /// The page at which a file is mapped.
 const FILE_AT: u64 = 1024;
-/// The most pages that a fault sees if no other thread reclaims: it looks 48 times, and each look tries all pages 16 times.
-const MOST_SCANNED: u64 = 48 * 16 * MAX;
+/// The most pages that a fault sees if no other thread reclaims: it looks 64 times, and each look tries all pages 16 times.
+const MOST_SCANNED: u64 = 64 * 16 * MAX;
 /// The same beside other threads that reclaim: 4096 looks.
 const MOST_BESIDE: u64 = 4096 * 16 * MAX;
 

@@ -20,9 +20,13 @@ const LONGEST_SLEEP: u64 = 10_000_000;
 /// The number of batches that a change of the limits reclaims without freeing a page, before it leaves the rest to faults.
 const FRUITLESS: u32 = 64;
 
-/// The number of looks for room in a group before a fault gives up. The last ones sleep, about 3 ms together: a small group may have all
-/// its pages in the hands of threads that are preempted, such as one that unmaps them.
-const LOOKS_AT_MAX: u32 = if cfg!(loom) { 2 } else { 112 };
+/// The number of looks for room in a group before a fault gives up. The last [`SLEEPS`] of them sleep, about a millisecond together: a small
+/// group may have all its pages in the hands of threads that are preempted, such as one that unmaps them.
+const LOOKS_AT_MAX: u32 = if cfg!(loom) { 2 } else { 64 };
+const SLEEPS: u32 = 16;
+
+/// The number of looks after which [`Park::wait_for_memory`] sleeps.
+const LATE: u32 = 80;
 
 /// Returns the number of pages that are reclaimed at once in a group with this limit.
 fn few(limit: u64) -> u64 {
@@ -65,7 +69,8 @@ impl<H: Host> Engine<H> {
             *look = 0;
             return Ok(());
         }
-        self.wait_for_memory(*look);
+        let sleeps = full.is_some() && *look + SLEEPS > LOOKS_AT_MAX;
+        self.wait_for_memory(if sleeps { LATE + *look } else { *look });
         if self.looks_for_room(*look, reclaimed.is_delayed) || full.is_some() && *look < LOOKS_AT_MAX {
             return Ok(());
         }

@@ -96,8 +96,8 @@ impl ReclaimPolicy for SmallMain {
             Report::Young => origin == MAIN,
             // Several spaces would have to read it again.
             Report::Shared => true,
-            // Behind all others: a small queue of such pages alone would hide the main queue.
-            Report::Busy => true,
+            // To the other queue: one of such pages alone would hide the other one.
+            Report::Busy => origin == SMALL,
         };
         let queue = if goes_to_main { &mut self.main } else { &mut self.small };
         queue.push(folios, frame);

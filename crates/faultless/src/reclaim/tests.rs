@@ -303,10 +303,11 @@ fn a_page_that_is_always_young_is_demanded_in_the_end() {
     [1, 3, 64, 1000].into_iter().for_each(pages_that_are_always_young_are_demanded::<Generations>);
 }
 
-/// Some pages cannot be taken, as those that another thread keeps. They do not hide the others.
-fn busy_pages_hide_no_other<P: ReclaimPolicy>() {
-    for (busy, others) in [(1, 3), (3, 1), (10, 100), (100, 10)] {
-        let (frames, sections) = (Frames::new(busy + others), Sections::new());
+/// Some pages cannot be taken, as those that another thread keeps. They do not hide the others. The first `used` pages are in use at first, so
+/// the policy takes them for better ones. `is_busy`: these are the ones that cannot be taken.
+fn busy_pages_hide_no_other<P: ReclaimPolicy>(is_busy: bool) {
+    for (used, new) in [(1, 3), (3, 1), (11, 1), (10, 100), (100, 10), (100, 1)] {
+        let (frames, sections) = (Frames::new(used + new), Sections::new());
         let ageing = RefCell::<Queues<P>>::default();
         let arrive = |numbers: std::ops::Range<usize>| {
             for number in numbers {
@@ -320,26 +321,27 @@ fn busy_pages_hide_no_other<P: ReclaimPolicy>() {
             batch[..count].iter().for_each(|frame| ageing.report(&frames, ANONYMOUS, *frame, report));
             count
         };
-        // The others are in use at first, so the policy takes them for better ones.
-        arrive(busy..busy + others);
+        arrive(0..used);
         (0..8).for_each(|_| assert_ne!(next(&mut [frame(0); BATCH], Report::Young), 0));
-        arrive(0..busy);
+        arrive(used..used + new);
+        let wanted = if is_busy { used..used + new } else { 0..used };
         let (mut offers, mut seen, mut one) = (0, HashSet::new(), [frame(0)]);
-        while seen.len() < others {
+        while seen.len() < wanted.len() {
             assert_eq!(next(&mut one, Report::Busy), 1);
-            seen.extend((one[0].get() >= busy as u64).then_some(one[0]));
+            let number = usize::try_from(one[0].get()).unwrap();
+            seen.extend(wanted.contains(&number).then_some(number));
             offers += 1;
             // Each page has some uses, and arrivals are gathered after a batch's looks.
-            let most = 8 * (busy + others) + 2 * BATCH;
-            assert!(offers <= most, "{} of {others} pages are hidden", others - seen.len());
+            let most = 8 * (used + new) + 2 * BATCH;
+            assert!(offers <= most, "{} of {} pages are hidden", wanted.len() - seen.len(), wanted.len());
         }
     }
 }
 
 #[test]
 fn pages_that_cannot_be_taken_hide_no_others() {
-    busy_pages_hide_no_other::<SmallMain>();
-    busy_pages_hide_no_other::<Generations>();
+    [true, false].into_iter().for_each(busy_pages_hide_no_other::<SmallMain>);
+    [true, false].into_iter().for_each(busy_pages_hide_no_other::<Generations>);
 }
 
 /// A batch that has all pages is not a pass without progress: the pages on trial count as pages.

@@ -44,7 +44,7 @@ pub trait Park: Send + Sync {
     fn spin(&self, look: u32);
 
     /// Passes a moment in which other threads may free memory, after a look for memory has found none. `look` is as for
-    /// [`Park::spin`]. There are 48 looks, 100 while another thread evicts, 112 in a group at max, or 4,096 while pages are there that
+    /// [`Park::spin`]. There are 48 looks, 100 while another thread evicts, 64 in a group at max, or 4,096 while pages are there that
     /// cannot be taken at the moment. A fault fails after the last. The caller holds no lock. A kernel may free caches of its own here, or sleep for a moment.
     fn wait_for_memory(&self, look: u32) {
         self.spin(look);
