@@ -64,7 +64,17 @@ impl<H: Host> Engine<H> {
         look: &mut u32,
     ) -> Result<(), GroupId> {
         *look += 1;
-        let Shortage { reclaimed, full } = self.reclaim_for(group, pages);
+        let shortage = self.reclaim_for(group, pages);
+        self.look_again(shortage, look)
+    }
+
+    /// Waits for a short time if reclaim has freed nothing. Not inlined, as [`Engine::look_beside`].
+    ///
+    /// # Errors
+    /// Of [`Engine::make_room`].
+    #[inline(never)]
+    fn look_again(&self, shortage: Shortage, look: &mut u32) -> Result<(), GroupId> {
+        let Shortage { reclaimed, full } = shortage;
         if reclaimed.freed != 0 {
             *look = 0;
             return Ok(());
@@ -108,6 +118,15 @@ impl<H: Host> Engine<H> {
         let (usage, max) = groups.get(full).map_or((0, FEW), |group| (group.usage(), group.max()));
         let wanted = usage.saturating_add(pages).saturating_sub(max).max(few(max));
         let mut reclaimed = self.reclaim_directly(|| self.take_pages(full, wanted, Kinds::All));
+        self.look_beside(&mut reclaimed, group, full, pages);
+        Shortage { reclaimed, full: Some(full) }
+    }
+
+    /// Looks for pages of the group `full` that are in the hands of other threads, after a try to reclaim some for `group`. Not inlined, so
+    /// that its frame is off the stack while pages are reclaimed.
+    #[inline(never)]
+    fn look_beside(&self, reclaimed: &mut Reclaimed, group: GroupId, full: GroupId, pages: u64) {
+        let groups = self.sections().groups();
         if reclaimed.freed == 0 {
             match self.take_stocks(|group| groups.is_within(group, full)) {
                 Some(taken) => reclaimed.freed = taken,
@@ -115,12 +134,11 @@ impl<H: Host> Engine<H> {
             }
         }
         if reclaimed.freed == 0 && groups.full(group, pages).is_none() {
-            // As above.
+            // Another thread has made room meanwhile.
             reclaimed.freed = 1;
         }
         // A call that has taken pages out of their entries, and has not invalidated yet, is about to free them.
         reclaimed.is_delayed |= self.has_stale();
-        Shortage { reclaimed, full: Some(full) }
     }
 
     /// Takes the stocks of other threads back, of the groups that `wanted` accepts. Returns the number of pages, or `None` if another thread
