@@ -153,6 +153,7 @@ cut_keeps_slots          | faultless-soft | engine | slots_are_free_after | (lef
 cut_read_fails           | faultless-soft | loom_evictions | a_read_of_a_page_that_was_cut_off | a read of the file as it is now fails
 reclaim_looks_up_early   | faultless-soft | loom_swap | mlock_against_reclaim | a locked page was reclaimed
 others_isolation_ended   | faultless      | lib | a_write_that_is_not_needed | another thread has ended
+strays_of_stuck_group_stay | faultless-soft | engine | strays_beside_locked | (OutOfMemory|out_of_memory)
 sorts_one_class          | faultless-soft | engine | strays_behind_a_long_queue | (OutOfMemory|out_of_memory)
 looks_are_tries          | faultless-soft | engine | a_page_that_is_mapped_2500 | left:
 failed_writes_without_pause | faultless-soft | engine | pages_whose_writes_fail | writes of

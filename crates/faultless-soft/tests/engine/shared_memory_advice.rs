@@ -9,7 +9,7 @@ use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
 use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
 use faultless::{
-    AddressSpace, Advice, Engine, Fault, File, FileError, FileRef, LimitConfig, Limits, MapRequest,
+    AddressSpace, Advice, Engine, Fault, File, FileError, FileRef, LimitConfig, Limits, LockMode, MapRequest,
     MemoryLimit, Placement,
 };
 use faultless_soft::{Cpu, Soft};
@@ -163,6 +163,33 @@ fn strays_behind_a_long_queue_are_found() {
     (0..2 * FEW).for_each(|page| assert_eq!(second.load_u64(at(page)), Ok(page + 1)));
     assert_eq!(limits[1].usage().out_of_memory, 0);
     (0..MANY).for_each(|page| assert_eq!(root.load_u64(at(page)), Ok(page + 1)));
+}
+
+/// A group finds its pages in the queue of another group, though most of its pages are in queues of its own: those are locked.
+#[test]
+fn strays_beside_locked_pages_are_found() {
+    const LOCKED: u64 = 8;
+    const OTHERS: u64 = 4;
+    // So few that the last pages get frames that were the first group's.
+    let engine = Engine::new(Soft::with_caches(LOCKED + OTHERS + 2).unwrap(), Limits::default()).unwrap();
+    engine.add_swap(compressed()).unwrap();
+    let limits = [0, 1].map(|_| MemoryLimit::new(&engine, LimitConfig::max(LOCKED + OTHERS)).unwrap());
+    let [first, second] = limits.each_ref().map(|limit| Space::new_in(&engine, limit).unwrap());
+    let anonymous = |space: &Space, pages: u64| {
+        space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    };
+    anonymous(&second, LOCKED + 3 * OTHERS);
+    (0..LOCKED).for_each(|page| second.store_u64(at(page), page + 1).unwrap());
+    second.lock(at(0), LOCKED * PAGE_SIZE, LockMode::Now).unwrap();
+    anonymous(&first, OTHERS + 1);
+    (0..=OTHERS).for_each(|page| first.store_u64(at(page), page + 1).unwrap());
+    // All are in queues now.
+    engine.frames_for_reclaim();
+    drop(first);
+    engine.flush();
+    (LOCKED..LOCKED + 3 * OTHERS).for_each(|page| second.store_u64(at(page), page + 1).unwrap());
+    (0..LOCKED + 3 * OTHERS).for_each(|page| assert_eq!(second.load_u64(at(page)), Ok(page + 1)));
+    assert_eq!(limits[1].usage().out_of_memory, 0);
 }
 
 /// A fault that meets the write of its page to a slot waits for it, and is none that needs I/O of its own.

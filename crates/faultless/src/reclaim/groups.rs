@@ -259,9 +259,8 @@ impl<P: ReclaimPolicy> Queues<P> {
                 // The next call is to find more.
                 self.has_run_dry = true;
             }
-            self.unsorted = None;
-            self.search_if_few(folios, sections, wanted.of);
-            return Ok(victims);
+            let is_delayed = self.search_if_few(folios, sections, wanted.of, victims.takes_young);
+            return Ok(Victims { is_delayed, ..victims });
         }
         if !has_gathered {
             return Err(self.begin_gathering());
@@ -286,25 +285,41 @@ impl<P: ReclaimPolicy> Queues<P> {
         Gathering { most_forgotten: if looks <= most && !mutant!("first_use_stays") { most } else { 0 } }
     }
 
-    /// Searches for strays of `group` and those below, if less than half of the pages for which they pay are in queues of their own.
-    /// Otherwise the group would give up these few again and again. Made once in [`CALLS`] calls for the group, or in more.
-    fn search_if_few(&mut self, folios: &impl Folios, sections: &Sections, group: GroupId) {
-        let Some(counts) = sections.groups().get(group) else { return };
+    /// Searches for strays of `group` and those below, if less than half of the pages for which they pay are in queues of their own:
+    /// the group would give up these few again and again. `is_stuck`: several passes over its queues have found no page that can be
+    /// taken. Then it is enough that not all pages are there. Returns whether the search is to go on.
+    ///
+    /// A search begins once in [`CALLS`] calls for the group, or in more.
+    fn search_if_few(
+        &mut self,
+        folios: &impl Folios,
+        sections: &Sections,
+        group: GroupId,
+        is_stuck: bool,
+    ) -> bool {
+        let is_stuck = is_stuck && !mutant!("strays_of_stuck_group_stay");
+        // A search of a group whose queues are empty begins anew.
+        let goes_on = self.unsorted.take().filter(|_| is_stuck);
+        let Some(counts) = sections.groups().get(group) else { return false };
         let lists = self.lists(group);
         lists.calls += 1;
-        if lists.calls < lists.pause {
-            return;
+        if goes_on.is_none() && lists.calls < lists.pause {
+            return false;
         }
         lists.calls = 0;
         let within = self.each().filter(|(other, _)| sections.groups().is_within(*other, group));
         let queued: u64 = within.map(|(_, one)| one.length(Kinds::All)).sum();
-        if queued * 2 < counts.usage() {
-            let has_found = self.sort(folios);
-            // A search of a group whose queues are empty begins anew.
-            self.unsorted = None;
-            let lists = self.lists(group);
-            lists.pause = if has_found { CALLS } else { (lists.pause * 2).min(MOST_CALLS) };
+        if queued * 2 >= counts.usage() && !(is_stuck && queued < counts.usage()) {
+            return false;
         }
+        self.unsorted = goes_on;
+        let has_found = self.sort(folios);
+        let lists = self.lists(group);
+        lists.pause = if has_found { CALLS } else { (lists.pause * 2).min(MOST_CALLS) };
+        if !is_stuck {
+            self.unsorted = None;
+        }
+        self.unsorted.is_some()
     }
 
     /// Fills `batch` with the next frames of `class` alone.

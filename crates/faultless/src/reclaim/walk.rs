@@ -129,8 +129,8 @@ impl<H: Host> Engine<H> {
             let takes_all = group == GroupId::ROOT && kinds == Kinds::All;
             let most = if takes_all { BATCH } else { wanted.clamp(1, BATCH as u64) as usize };
             let (victims, batch) = self.reclaim_next(ask, most, &mut files);
+            sum.is_delayed |= victims.is_delayed;
             if victims.count == 0 {
-                sum.is_delayed |= victims.is_delayed;
                 if !victims.is_delayed {
                     break;
                 }
