@@ -5,6 +5,7 @@ use crate::check;
 use crate::check::Check;
 use crate::compare::Plan;
 use crate::contender::Contender;
+use crate::designs::LeafTables;
 use crate::diff::Diff;
 use crate::generate::Generate;
 use crate::html::{self, Facts};
@@ -138,6 +139,10 @@ struct Compare {
     /// Reads that the device serves at the same time [default: unlimited]
     #[arg(long, value_name = "N", value_parser = queue_depth, allow_hyphen_values = true)]
     queue_depth: Option<NonZeroUsize>,
+    /// What fork does with leaf tables: "copy", as Linux, or "share" until one changes [default: share under faultless
+    /// and faultless-retry, copy under the others]
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = true)]
+    fork: Option<LeafTables>,
     /// Operations per second of an actor of the scenario; may be repeated
     #[arg(long = "rate", value_name = "NAME=HZ", value_parser = parse::rate, allow_hyphen_values = true)]
     rates: Vec<(String, f64)>,
@@ -410,6 +415,7 @@ impl Compare {
             threads: self.threads,
             io_latency: self.io_latency,
             queue_depth: self.queue_depth,
+            fork: self.fork,
             rates: self.rates.clone(),
             file: self.file.clone(),
             served: None,

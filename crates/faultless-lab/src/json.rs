@@ -2,6 +2,7 @@
 //! number stays the same.
 
 use crate::compare::{Outcome, Run};
+use crate::designs::LeafTables;
 use crate::measure::{Latency, Measured, us};
 use crate::scenarios::{self, Settings};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct Setup {
     pub io_latency_us: f64,
     /// The maximum number of concurrent reads at the device; null: unlimited.
     pub queue_depth: Option<usize>,
+    /// What fork does with leaf tables under all designs: "copy" or "share"; null: each design's own.
+    #[serde(default)]
+    pub fork: Option<LeafTables>,
     /// Rates that override the scenarios' defaults, by actor, in operations per second.
     pub rates: BTreeMap<String, f64>,
     /// The path of the mapped file; null: a temporary file.
@@ -193,6 +197,7 @@ impl From<&Settings> for Setup {
         Self {
             io_latency_us: us(settings.io_latency.as_nanos() as u64),
             queue_depth: settings.queue_depth.map(Into::into),
+            fork: settings.fork,
             rates: settings.rates.iter().cloned().collect(),
             file: settings.file.as_ref().map(|path| path.display().to_string()),
             memory_bytes: settings.memory,

@@ -11,19 +11,20 @@ use faultless::design::{Faultless, LockingDesign};
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::stats::Counter;
 use faultless::store::{FileStore, GatedStore};
+use faultless::swap::StoreDevice;
 use faultless::sync::Shared;
 use faultless::{
     AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault, Placement, Source,
 };
 use faultless_lab::designs::{
     FaultlessRetry, MmapLock, MmapLockHold, RangeLock, Speculative, TableLock, VmaLock, VmaLockHold,
-    VmaLockHoldCowFork, VmaLockResume, VmaLockRetry, VmaLockRetryUptodate,
+    VmaLockHoldCowFork, VmaLockHoldFile, VmaLockPin, VmaLockResume, VmaLockRetry, VmaLockRetryUptodate,
 };
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Gate = Arc<GatedStore<FileStore>>;
 
@@ -291,6 +292,8 @@ who_waits! {
     speculative_again: Speculative, Second, Private => BEHIND_MMAP_LOCK_WITH_SPECULATION;
     vma_lock: VmaLock, First, Private => [];
     vma_lock_again: VmaLock, Second, Private => BEHIND_MMAP_LOCK_WITH_VMA_LOCKS;
+    vma_lock_pin: VmaLockPin, First, Private => [];
+    vma_lock_pin_again: VmaLockPin, Second, Private => BEHIND_MMAP_LOCK_WITH_VMA_LOCKS;
     vma_lock_retry: VmaLockRetry, First, Private => [];
     vma_lock_retry_again: VmaLockRetry, Second, Private => BEHIND_THE_VMA;
     vma_lock_retry_uptodate: VmaLockRetryUptodate, First, Private => [];
@@ -300,6 +303,8 @@ who_waits! {
     vma_lock_hold_again: VmaLockHold, Second, Private => BEHIND_THE_VMA;
     vma_lock_hold_cow_fork: VmaLockHoldCowFork, First, Private => BEHIND_THE_VMA;
     vma_lock_hold_cow_fork_of_a_shared_file: VmaLockHoldCowFork, First, Shared => [ProtectIt, UnmapIt];
+    vma_lock_hold_file: VmaLockHoldFile, First, Private => BEHIND_THE_VMA;
+    vma_lock_hold_file_again: VmaLockHoldFile, Second, Private => BEHIND_THE_VMA;
     vma_lock_resume: VmaLockResume, First, Private => [];
     vma_lock_resume_again: VmaLockResume, Second, Private => [];
     range_lock: RangeLock, First, Private => [];
@@ -333,10 +338,49 @@ fn a_locked_folio_that_is_up_to_date() {
     assert!(!unmap_waits_for_a_locked_folio::<MmapLock>());
     assert!(!unmap_waits_for_a_locked_folio::<Speculative>());
     assert!(!unmap_waits_for_a_locked_folio::<VmaLock>());
+    assert!(!unmap_waits_for_a_locked_folio::<VmaLockPin>());
+    assert!(unmap_waits_for_a_locked_folio::<VmaLockHoldFile>());
     assert!(!unmap_waits_for_a_locked_folio::<VmaLockRetry>());
     assert!(unmap_waits_for_a_locked_folio::<VmaLockRetryUptodate>());
     assert!(unmap_waits_for_a_locked_folio::<VmaLockHold>());
     assert!(!unmap_waits_for_a_locked_folio::<VmaLockResume>());
+}
+
+/// Returns whether fork waits for a fault whose page is read from swap space.
+fn fork_waits_for_swap_space<D: LockingDesign>() -> bool {
+    let engine = Engine::new(Soft::with_caches(64).expect("frames"), Limits::default()).expect("an engine");
+    let file = tempfile::tempfile().expect("a temporary file");
+    file.set_len(64 * PAGE_SIZE).expect("64 pages");
+    let gate = GatedStore::new(FileStore::from_file(file).expect("a store"));
+    let device = Arc::new(StoreDevice::new(gate).expect("a device"));
+    engine.add_swap(device.clone()).expect("swap space");
+    let space = AddressSpace::<Soft, D>::new(&engine).expect("a space");
+    space.map(MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(A)))).expect("a mapping");
+    space.store_u64(at(A), 1).expect("a store");
+    device.store().pass(1);
+    let begun = Instant::now();
+    while engine.frame_usage().used > 1 {
+        engine.reclaim(1);
+        assert!(begun.elapsed() < TOO_LONG, "the page does not go to swap space");
+    }
+    let fault = pending(space.fault(at(A), Access::Read).expect("no error"));
+    scope(|scope| {
+        let fault = scope.spawn(move || finish(Fault::Pending(fault)));
+        let goes_on = goes_on(|| device.store().open(), || drop(space.fork().expect("a child")));
+        fault.join().expect("no panic").expect("the page is there");
+        !goes_on
+    })
+}
+
+#[test]
+fn a_read_from_swap_space() {
+    assert!(!fork_waits_for_swap_space::<VmaLock>());
+    assert!(!fork_waits_for_swap_space::<VmaLockPin>());
+    assert!(!fork_waits_for_swap_space::<VmaLockRetry>());
+    assert!(fork_waits_for_swap_space::<VmaLockHold>());
+    assert!(!fork_waits_for_swap_space::<VmaLockHoldFile>(), "it holds for files alone");
+    assert!(!fork_waits_for_swap_space::<VmaLockResume>());
+    assert!(!fork_waits_for_swap_space::<Faultless>());
 }
 
 /// Returns the counts of a major fault whose page is in memory after its read: mmap_lock taken for reading, and
@@ -358,6 +402,8 @@ fn mmap_lock_and_retries_of_a_major_fault() {
     // The first hold of mmap_lock starts the read, because a speculation does not.
     assert_eq!(counted_for_a_major_fault::<Speculative>(), (2, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLock>(), (1, 1));
+    assert_eq!(counted_for_a_major_fault::<VmaLockPin>(), (1, 1));
+    assert_eq!(counted_for_a_major_fault::<VmaLockHoldFile>(), (0, 0));
     assert_eq!(counted_for_a_major_fault::<VmaLockRetry>(), (0, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLockRetryUptodate>(), (0, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLockHold>(), (0, 0));

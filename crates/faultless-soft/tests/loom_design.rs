@@ -8,8 +8,8 @@
 mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, Capability, LockingDesign, Purpose};
-use faultless::host::{Host, OutOfMemory};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Capability, LockingDesign, Purpose};
+use faultless::host::Host;
 use faultless::protection::Access;
 use faultless::sync::atomic::{AtomicU64, Ordering};
 use faultless::sync::{Mutex, MutexGuard, Shared, full_fence};
@@ -67,10 +67,6 @@ impl LockingDesign for Counted {
     type Range<'s, H: Host> = Change<'s>;
     type Fork<'s, H: Host> = ();
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     fn outside<'s, H: Host>(
         space: &'s Shared<CountedLock>,
         _: &'s Engine<H>,
@@ -124,7 +120,7 @@ impl LockingDesign for Counted {
         attempt.slow = true;
     }
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Retry
     }
 

@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::page_cache::NEWCOMER;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{OutOfMemory, Shared, full_fence};
+use crate::sync::{Shared, full_fence};
 pub use crate::vma::tree::{Tree, View};
 pub use crate::vma::{Backing, Mapping, Vma};
 
@@ -18,8 +18,26 @@ pub enum AfterIo {
     Hold,
     /// The fault keeps nothing, not even the pin. It starts over and looks the page up again.
     Retry,
+    /// The fault keeps its pin of the folio, so that the page is not lost. It starts over and looks the page up again.
+    RetryPinned,
     /// The fault keeps its pin of the folio. It announces again, checks that all is as before, and maps the folio.
     Resume,
+}
+
+impl AfterIo {
+    /// Returns whether the fault starts over.
+    pub(crate) fn is_retry(self) -> bool {
+        matches!(self, Self::Retry | Self::RetryPinned)
+    }
+}
+
+/// The kind of the page for which a fault waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaits {
+    /// A page of a file, also of one without a store.
+    File,
+    /// An anonymous page, which is in swap space.
+    Anonymous,
 }
 
 /// The origin of page work.
@@ -153,8 +171,9 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     const LOCKS_VMAS: bool = false;
     /// The state of the design in each space.
     type Space: Default + Send + Sync + 'static;
-    /// The state of the design in each VMA. A clone stands for the same state.
-    type Vma: Clone + Send + Sync + 'static;
+    /// The state of the design in each VMA, which is a part of the VMA. A thread that keeps a lock of a VMA while it waits is in no
+    /// section, so what it keeps must not refer to this state.
+    type Vma: Default + Send + Sync + 'static;
     /// The locks that page work takes before it enters its section. Taking them may sleep.
     type Outside<'s, H: Host>;
     /// The locks that page work takes inside its section. Taking them does not sleep.
@@ -165,12 +184,6 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     type Range<'s, H: Host>;
     /// The locks that fork takes in addition, for the moment of the copy.
     type Fork<'s, H: Host>;
-
-    /// Makes the state of a new VMA.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`] if there is no memory for it.
-    fn new_vma() -> Result<Self::Vma, OutOfMemory>;
 
     /// Takes the locks that work on `page` needs before its section.
     fn outside<'s, H: Host>(
@@ -226,12 +239,12 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// Waits until the cause of a [`Blocked::Wait`] has ended, or marks the attempt so that it goes another way.
     fn blocked<H: Host>(space: &Shared<Self::Space>, engine: &Engine<H>, attempt: &mut Attempt);
 
-    /// Returns the way in which a fault with this attempt continues after its I/O.
-    fn after_io(attempt: Attempt) -> AfterIo;
+    /// Returns the way in which a fault with this attempt continues after its I/O for such a page.
+    fn after_io(attempt: Attempt, awaits: Awaits) -> AfterIo;
 
-    /// Returns the way in which a fault continues after it waited for a folio that is up to date and locked.
+    /// Returns the way in which a fault continues after it waited for a file's folio that is up to date and locked.
     fn after_lock(attempt: Attempt) -> AfterIo {
-        Self::after_io(attempt)
+        Self::after_io(attempt, Awaits::File)
     }
 
     /// Returns the attempt that follows one that has waited. `major` says that the attempt itself started the read.
@@ -272,13 +285,22 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     }
 
     /// Excludes page work that uses a VMA, until the range work ends. The range work is about to replace or to publish
-    /// this VMA. May sleep. Called before the range is taken or, for a neighbour that is merged, without the tree lock.
-    fn exclude<'s, H: Host>(_work: &mut Self::Range<'s, H>, _engine: &'s Engine<H>, _vma: &Self::Vma) {}
-
-    /// Returns whether `exclude` has been called for this VMA.
-    fn is_excluded<H: Host>(_work: &Self::Range<'_, H>, _vma: &Self::Vma) -> bool {
-        true
+    /// this VMA, or to copy it. Called with the tree lock held: must not sleep. May be called again for the same VMA.
+    ///
+    /// # Errors
+    /// [`Blocked`]: page work that uses the VMA is under way, and no more can begin. The engine releases the tree lock, calls
+    /// [`LockingDesign::await_page_work`], and starts over with this VMA. For a VMA that no other thread has yet there is no error.
+    #[inline]
+    fn exclude<'s, H: Host>(
+        _work: &mut Self::Range<'s, H>,
+        _engine: &'s Engine<H>,
+        _vma: &Self::Vma,
+    ) -> Result<(), Blocked> {
+        Ok(())
     }
+
+    /// Waits until page work has ended that was in the way of [`LockingDesign::exclude`]. May sleep, and may return early.
+    fn await_page_work<'s, H: Host>(_work: &mut Self::Range<'s, H>, _engine: &'s Engine<H>) {}
 
     /// Notes that a VMA leaves the tree in the next step (`gone`), or that it did not leave after all (not `gone`).
     fn detach(_vma: &Self::Vma, _gone: bool) {}
@@ -360,10 +382,6 @@ impl LockingDesign for Faultless {
     type Range<'s, H: Host> = ();
     type Fork<'s, H: Host> = Frozen<'s, H>;
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     #[inline]
     fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: PageNumber, _: Attempt) {}
 
@@ -382,7 +400,7 @@ impl LockingDesign for Faultless {
         space.wait(engine);
     }
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Resume
     }
 

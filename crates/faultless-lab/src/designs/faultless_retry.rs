@@ -6,8 +6,8 @@
 
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, Freeze, Frozen, LockingDesign};
-use faultless::host::{Host, OutOfMemory};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Freeze, Frozen, LockingDesign};
+use faultless::host::Host;
 use faultless::sync::Shared;
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
@@ -27,10 +27,6 @@ impl LockingDesign for FaultlessRetry {
     type Range<'s, H: Host> = ();
     type Fork<'s, H: Host> = Frozen<'s, H>;
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     #[inline]
     fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: PageNumber, _: Attempt) {}
 
@@ -49,7 +45,7 @@ impl LockingDesign for FaultlessRetry {
         space.wait(engine);
     }
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Retry
     }
 

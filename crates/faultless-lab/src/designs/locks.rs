@@ -2,7 +2,7 @@
 //! The file states the kernel or patch that it models, and the differences from it.
 
 use faultless::Engine;
-use faultless::design::{AfterIo, Attempt, Call};
+use faultless::design::{AfterIo, Attempt, Awaits, Call};
 use faultless::host::{Clock, Host};
 use faultless::stats::Counter;
 use faultless::vma::Mapping;
@@ -16,11 +16,11 @@ pub trait Policy: Send + Sync + 'static {
     const NAME: &'static str;
 
     /// Returns how a fault handles its locks for the I/O of `attempt`: hold, retry or resume.
-    fn after_io(attempt: Attempt) -> AfterIo;
+    fn after_io(attempt: Attempt, awaits: Awaits) -> AfterIo;
 
     /// Returns the same for a wait for a folio that is up to date but locked.
     fn after_lock(attempt: Attempt) -> AfterIo {
-        Self::after_io(attempt)
+        Self::after_io(attempt, Awaits::File)
     }
 
     /// Returns the attempt that follows `attempt`, which has waited. `major` is true if `attempt` started the read

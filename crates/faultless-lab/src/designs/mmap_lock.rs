@@ -12,7 +12,7 @@
 
 use super::locks::Policy;
 use super::mmap_locked::MmapLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `mmap-lock` design; see the module.
 pub type MmapLock = MmapLocked<DropOnce>;
@@ -24,7 +24,7 @@ pub struct DropOnce;
 impl Policy for DropOnce {
     const NAME: &'static str = "mmap-lock";
 
-    fn after_io(attempt: Attempt) -> AfterIo {
+    fn after_io(attempt: Attempt, _: Awaits) -> AfterIo {
         if attempt.tried { AfterIo::Hold } else { AfterIo::Retry }
     }
 

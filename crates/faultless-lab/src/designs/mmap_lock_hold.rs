@@ -7,7 +7,7 @@
 
 use super::locks::Policy;
 use super::mmap_locked::MmapLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `mmap-lock-hold` design; see the module.
 pub type MmapLockHold = MmapLocked<Hold>;
@@ -19,7 +19,7 @@ pub struct Hold;
 impl Policy for Hold {
     const NAME: &'static str = "mmap-lock-hold";
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Hold
     }
 

@@ -33,8 +33,8 @@
 use super::locks::{MmapKept, MmapSemaphore, MmapWrite, Policy};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
-use faultless::host::{Host, OutOfMemory};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, LockingDesign, Purpose};
+use faultless::host::Host;
 use faultless::sync::Shared;
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
@@ -70,10 +70,6 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     /// Range work on the whole space already holds the lock.
     type Fork<'s, H: Host> = ();
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     fn outside<'s, H: Host>(
         space: &'s Shared<MmapSemaphore>,
         engine: &'s Engine<H>,
@@ -98,8 +94,8 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
 
     fn blocked<H: Host>(_: &Shared<MmapSemaphore>, _: &Engine<H>, _: &mut Attempt) {}
 
-    fn after_io(attempt: Attempt) -> AfterIo {
-        P::after_io(attempt)
+    fn after_io(attempt: Attempt, awaits: Awaits) -> AfterIo {
+        P::after_io(attempt, awaits)
     }
 
     fn after_lock(attempt: Attempt) -> AfterIo {

@@ -40,8 +40,8 @@
 use crossbeam_utils::Backoff;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
-use faultless::host::{Clock, Host, OutOfMemory, Park};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, LockingDesign, Purpose};
+use faultless::host::{Clock, Host, Park};
 use faultless::stats::Counter;
 use faultless::sync::Shared;
 use faultless::vma::Vma;
@@ -232,10 +232,6 @@ impl LockingDesign for RangeLock {
     /// Range work on the whole space already holds all of it.
     type Fork<'s, H: Host> = ();
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     #[inline]
     fn outside<'s, H: Host>(
         space: &'s Shared<RangeTree>,
@@ -262,7 +258,7 @@ impl LockingDesign for RangeLock {
 
     fn blocked<H: Host>(_: &Shared<RangeTree>, _: &Engine<H>, _: &mut Attempt) {}
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Retry
     }
 

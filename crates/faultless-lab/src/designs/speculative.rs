@@ -36,8 +36,8 @@
 use super::locks::{MmapKept, MmapSemaphore, MmapWrite};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, Capability, LockingDesign, Purpose};
-use faultless::host::{Host, OutOfMemory};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Capability, LockingDesign, Purpose};
+use faultless::host::Host;
 use faultless::stats::Counter;
 use faultless::sync::atomic::{AtomicU64, Ordering};
 use faultless::sync::{Shared, full_fence};
@@ -145,10 +145,6 @@ impl LockingDesign for Speculative {
     /// Range work on the whole space already holds mmap_lock, and the count is odd.
     type Fork<'s, H: Host> = ();
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     #[inline]
     fn outside<'s, H: Host>(
         space: &'s Shared<CountedMmapLock>,
@@ -209,7 +205,7 @@ impl LockingDesign for Speculative {
         attempt.slow = true;
     }
 
-    fn after_io(attempt: Attempt) -> AfterIo {
+    fn after_io(attempt: Attempt, _: Awaits) -> AfterIo {
         if attempt.tried { AfterIo::Hold } else { AfterIo::Retry }
     }
 

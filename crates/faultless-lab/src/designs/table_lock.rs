@@ -35,8 +35,8 @@
 
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
-use faultless::host::{Clock, Host, OutOfMemory, PageTable};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, LockingDesign, Purpose};
+use faultless::host::{Clock, Host, PageTable};
 use faultless::stats::Counter;
 use faultless::sync::Shared;
 use faultless::vma::Vma;
@@ -143,10 +143,6 @@ impl LockingDesign for TableLock {
     /// Range work on the whole space already holds all locks.
     type Fork<'s, H: Host> = ();
 
-    fn new_vma() -> Result<(), OutOfMemory> {
-        Ok(())
-    }
-
     #[inline]
     fn outside<'s, H: Host>(
         space: &'s Shared<TableLocks>,
@@ -173,7 +169,7 @@ impl LockingDesign for TableLock {
 
     fn blocked<H: Host>(_: &Shared<TableLocks>, _: &Engine<H>, _: &mut Attempt) {}
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Retry
     }
 

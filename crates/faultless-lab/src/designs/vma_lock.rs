@@ -11,7 +11,7 @@
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `vma-lock` design; see the module.
 pub type VmaLock = VmaLocked<RetryUnderMmapLock>;
@@ -23,7 +23,7 @@ pub struct RetryUnderMmapLock;
 impl Policy for RetryUnderMmapLock {
     const NAME: &'static str = "vma-lock";
 
-    fn after_io(attempt: Attempt) -> AfterIo {
+    fn after_io(attempt: Attempt, _: Awaits) -> AfterIo {
         // An attempt that was tried is under mmap_lock.
         if attempt.tried { AfterIo::Hold } else { AfterIo::Retry }
     }

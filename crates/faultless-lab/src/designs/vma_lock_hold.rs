@@ -12,7 +12,7 @@
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `vma-lock-hold` design; see the module.
 pub type VmaLockHold = VmaLocked<Hold>;
@@ -24,7 +24,7 @@ pub struct Hold;
 impl Policy for Hold {
     const NAME: &'static str = "vma-lock-hold";
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Hold
     }
 

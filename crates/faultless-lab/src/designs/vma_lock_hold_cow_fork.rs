@@ -13,7 +13,7 @@
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 use faultless::host::Host;
 use faultless::protection::Sharing;
 use faultless::vma::Mapping;
@@ -28,7 +28,7 @@ pub struct HoldCowFork;
 impl Policy for HoldCowFork {
     const NAME: &'static str = "vma-lock-hold-cow-fork";
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Hold
     }
 

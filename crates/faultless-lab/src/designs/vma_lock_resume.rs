@@ -14,7 +14,7 @@
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `vma-lock-resume` design; see the module.
 pub type VmaLockResume = VmaLocked<Resume>;
@@ -26,7 +26,7 @@ pub struct Resume;
 impl Policy for Resume {
     const NAME: &'static str = "vma-lock-resume";
 
-    fn after_io(_: Attempt) -> AfterIo {
+    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
         AfterIo::Resume
     }
 

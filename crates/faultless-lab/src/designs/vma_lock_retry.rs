@@ -18,7 +18,7 @@
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `vma-lock-retry` design; see the module.
 pub type VmaLockRetry = VmaLocked<RetryUnderVmaLock>;
@@ -41,7 +41,7 @@ pub(super) fn after_io(attempt: Attempt) -> AfterIo {
 impl Policy for RetryUnderVmaLock {
     const NAME: &'static str = "vma-lock-retry";
 
-    fn after_io(attempt: Attempt) -> AfterIo {
+    fn after_io(attempt: Attempt, _: Awaits) -> AfterIo {
         after_io(attempt)
     }
 

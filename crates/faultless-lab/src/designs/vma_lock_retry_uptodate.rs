@@ -15,7 +15,7 @@
 use super::locks::Policy;
 use super::vma_lock_retry::{after_io, again};
 use super::vma_locked::VmaLocked;
-use faultless::design::{AfterIo, Attempt};
+use faultless::design::{AfterIo, Attempt, Awaits};
 
 /// The `vma-lock-retry-uptodate` design; see the module.
 pub type VmaLockRetryUptodate = VmaLocked<KeepIfUptodate>;
@@ -27,7 +27,7 @@ pub struct KeepIfUptodate;
 impl Policy for KeepIfUptodate {
     const NAME: &'static str = "vma-lock-retry-uptodate";
 
-    fn after_io(attempt: Attempt) -> AfterIo {
+    fn after_io(attempt: Attempt, _: Awaits) -> AfterIo {
         after_io(attempt)
     }
 

@@ -23,7 +23,8 @@
 //! Known differences:
 //! * Mappings are immutable in this engine. A mapping that Linux changes in place is replaced here. A fault works with
 //!   the VMA that it has counted itself in, so it checks no address again after `vma_start_read`.
-//! * The count lies beside the VMA, one load further, on a cache line of its own.
+//! * A reader that keeps the lock through a wait is counted beside the VMA, which costs a second count and, at the first such wait in
+//!   a VMA, an allocation. Readers in sections are counted in the VMA, as in Linux.
 //! * A fault that finds too many pages of the cache pinned waits with nothing held, under every preset, and starts
 //!   over. Linux stays in reclaim with the lock. This favours presets that hold the lock, under a tight limit.
 //! * In Linux, the result of `__vmf_anon_prepare` is kept from before the I/O. Here, a private write that starts over
@@ -37,17 +38,17 @@
 //!   threads that wait for a read wake at once.
 
 use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
-use crossbeam_utils::CachePadded;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, Capability, LockingDesign, Purpose};
-use faultless::host::{Clock, Host, OutOfMemory};
+use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Capability, LockingDesign, Purpose};
+use faultless::host::{Clock, Host};
 use faultless::stats::Counter;
 use faultless::sync::Shared;
 use faultless::vma::tree::{Tree, View};
 use faultless::vma::{Mapping, Vma};
 use parking_lot::{Mutex, RwLockReadGuard};
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Thread, current, park};
 
@@ -73,18 +74,21 @@ impl Default for VmaLocks {
     }
 }
 
-/// Lock of a VMA.
+/// Lock of a VMA, which is a part of the VMA.
 #[derive(Debug, Default)]
 pub struct VmaLock {
-    /// The number of readers, and the bits below. Atomic. Both the readers' count and the writer's bit are changed by
-    /// read-modify-write.
-    readers: AtomicU32,
+    /// The readers in sections, and the bits below (`vm_refcnt`).
+    readers: Readers,
     /// The number of the last writer that locked this VMA (`vm_lock_seq`), or zero. Written by the writer.
     locked_by: AtomicU32,
+    /// The readers that keep the lock while they wait. They may outlive the section in which they found the VMA, and the engine says
+    /// when a VMA is freed; so they are counted beside it. Made by the first of them.
+    kept: OnceLock<Shared<Readers>>,
 }
 
-/// The lock on a cache line of its own, as `vm_refcnt` is. So only the count moves between processors.
-type VmaState = Shared<CachePadded<VmaLock>>;
+/// The number of readers, and the bits below. Atomic. The readers' count and the bits are changed by read-modify-write.
+#[derive(Debug, Default)]
+pub struct Readers(AtomicU32);
 
 /// Bit: a writer waits for the readers to leave, and no new reader may enter.
 const WRITER: u32 = 1 << 30;
@@ -92,20 +96,41 @@ const WRITER: u32 = 1 << 30;
 const DETACHED: u32 = 1 << 31;
 const READERS: u32 = WRITER - 1;
 
+impl VmaLock {
+    /// Keeps new readers out, and returns whether there are readers.
+    fn exclude(&self) -> bool {
+        // A reader that keeps the lock is counted there before it is no longer counted here.
+        self.readers.exclude() || self.kept.get().is_some_and(|kept| kept.exclude())
+    }
+}
+
+impl Readers {
+    /// Sets WRITER, and returns whether there are readers. Acquire: the writer sees the work of those that have left. Release: those
+    /// that leave later see what the writer did before, and so the thread to wake.
+    fn exclude(&self) -> bool {
+        self.0.fetch_or(WRITER, Ordering::AcqRel) & READERS != 0
+    }
+
+    /// Clears WRITER.
+    fn admit(&self) {
+        self.0.fetch_and(!WRITER, Ordering::Release);
+    }
+}
+
 impl VmaLocks {
     /// Counts the caller in as a reader (`vma_start_read`). Fails if the VMA is write-locked (wait) or gone (look
     /// again).
     fn try_read<'s, H: Host>(
         this: &'s Shared<Self>,
         engine: &Engine<H>,
-        lock: &'s VmaState,
+        lock: &'s VmaLock,
     ) -> Result<VmaRead<'s>, Blocked> {
         let is_locked = |order| lock.locked_by.load(Ordering::Relaxed) == this.writer.load(order);
         // This look avoids a shared write in most failing cases.
         if is_locked(Ordering::Relaxed) {
             return Err(Blocked::Wait);
         }
-        let mut readers = lock.readers.load(Ordering::Relaxed);
+        let mut readers = lock.readers.0.load(Ordering::Relaxed);
         loop {
             if readers & DETACHED != 0 {
                 return Err(Blocked::Again);
@@ -114,7 +139,7 @@ impl VmaLocks {
                 return Err(Blocked::Wait);
             }
             // Acquire: the code below sees all that a writer did before it admitted new readers, including its number.
-            match lock.readers.compare_exchange_weak(
+            match lock.readers.0.compare_exchange_weak(
                 readers,
                 readers + 1,
                 Ordering::Acquire,
@@ -131,52 +156,50 @@ impl VmaLocks {
         // A writer may have come and gone between the look and the count, and may have detached the VMA. The number
         // that no longer matches the VMA's was read with Acquire, so a mark made before the change of the number is
         // visible.
-        if lock.readers.load(Ordering::Relaxed) & DETACHED != 0 {
+        if lock.readers.0.load(Ordering::Relaxed) & DETACHED != 0 {
             return Err(Blocked::Again);
         }
         engine.counters().add(Counter::VmaLockRead, 1);
         Ok(read)
     }
 
-    /// Counts a reader out (`vma_end_read`). Release: the writer that waited for it sees the reader's work.
-    fn end_read(&self, lock: &VmaLock) {
-        if lock.readers.fetch_sub(1, Ordering::Release) == WRITER | 1
+    /// Counts a reader out (`vma_end_read`). For the orderings see [`Readers::exclude`].
+    fn end_read(&self, readers: &Readers) {
+        if readers.0.fetch_sub(1, Ordering::AcqRel) == WRITER | 1
             && let Some(writer) = &*self.waiting.lock()
         {
             writer.unpark();
         }
     }
 
-    /// Returns whether the writer of mmap_lock has locked the VMA. Only that writer asks.
-    fn is_write_locked(&self, lock: &VmaLock) -> bool {
-        lock.locked_by.load(Ordering::Relaxed) == self.writer.load(Ordering::Relaxed)
-    }
-
-    /// Locks the VMA for writing (`vma_start_write`). The caller holds mmap_lock for writing.
-    fn write<H: Host>(&self, engine: &Engine<H>, lock: &VmaLock) {
-        if self.is_write_locked(lock) {
-            return;
+    /// Locks the VMA for writing (`vma_start_write`). The caller holds mmap_lock for writing, and calls this again after
+    /// [`VmaLocks::wait_for_readers`] if there are readers.
+    fn write(&self, lock: &VmaLock) -> Result<(), Blocked> {
+        if lock.locked_by.load(Ordering::Relaxed) == self.writer.load(Ordering::Relaxed) {
+            return Ok(());
         }
-        if lock.readers.fetch_or(WRITER, Ordering::Acquire) & READERS != 0 {
-            self.wait_for_readers(engine, lock);
+        if lock.exclude() {
+            *self.waiting.lock() = Some(current());
+            // One that leaves from now on finds the thread to wake.
+            if lock.exclude() {
+                return Err(Blocked::Wait);
+            }
         }
         lock.locked_by.store(self.writer.load(Ordering::Relaxed), Ordering::Relaxed);
-        lock.readers.fetch_and(!WRITER, Ordering::Release);
+        lock.kept.get().into_iter().for_each(|kept| kept.admit());
+        lock.readers.admit();
+        Ok(())
     }
 
-    fn wait_for_readers<H: Host>(&self, engine: &Engine<H>, lock: &VmaLock) {
+    /// Sleeps until a reader has left that [`VmaLocks::write`] has found, or for a shorter time.
+    fn wait_for_readers<H: Host>(&self, engine: &Engine<H>) {
         engine.assert_may_sleep("a VMA lock");
         let cause = match self.mmap_lock.has_io() {
             true => Counter::VmaLockWaitIo,
             false => Counter::VmaLockWaitFault,
         };
         let start = engine.host().clock().now_ns();
-        // Set before the loop below looks, so that a reader that leaves later finds the thread to wake.
-        *self.waiting.lock() = Some(current());
-        while lock.readers.load(Ordering::Acquire) & READERS != 0 {
-            park();
-        }
-        *self.waiting.lock() = None;
+        park();
         let waited = engine.end_wait(cause, start);
         engine.counters().add(Counter::VmaLockWait, waited);
     }
@@ -186,22 +209,29 @@ impl VmaLocks {
 #[derive(Debug)]
 pub struct VmaRead<'s> {
     space: &'s Shared<VmaLocks>,
-    lock: &'s VmaState,
+    lock: &'s VmaLock,
 }
 
 impl VmaRead<'_> {
-    /// Returns the same hold, independent of the borrow.
-    fn keep(self) -> VmaKept {
-        let (space, lock) = (self.space.clone(), self.lock.clone());
-        std::mem::forget(self);
+    /// Returns the same hold, independent of the section. Returns `None`, and holds nothing, if there is no memory for its count.
+    fn keep(self) -> Option<VmaKept> {
+        let readers = match self.lock.kept.get() {
+            Some(readers) => readers,
+            None => {
+                let new = Shared::try_new(Readers::default()).ok()?;
+                self.lock.kept.get_or_init(|| new)
+            }
+        };
+        readers.0.fetch_add(1, Ordering::Relaxed);
+        let space = self.space.clone();
         let in_io = InIo::new(&space.mmap_lock);
-        VmaKept { space, lock, in_io }
+        Some(VmaKept { space, readers: readers.clone(), in_io })
     }
 }
 
 impl Drop for VmaRead<'_> {
     fn drop(&mut self) {
-        self.space.end_read(self.lock);
+        self.space.end_read(&self.lock.readers);
     }
 }
 
@@ -209,13 +239,13 @@ impl Drop for VmaRead<'_> {
 #[derive(Debug)]
 pub struct VmaKept {
     space: Shared<VmaLocks>,
-    lock: VmaState,
+    readers: Shared<Readers>,
     in_io: InIo,
 }
 
 impl Drop for VmaKept {
     fn drop(&mut self) {
-        self.space.end_read(&self.lock);
+        self.space.end_read(&self.readers);
     }
 }
 
@@ -281,7 +311,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     const LOCKS_FOLIOS: bool = true;
     const LOCKS_VMAS: bool = true;
     type Space = VmaLocks;
-    type Vma = VmaState;
+    type Vma = VmaLock;
     /// mmap_lock for reading, if the VMA lock could not be taken.
     type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
     type Inside<'s, H: Host> = Inside<'s, H, P>;
@@ -289,10 +319,6 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     type Range<'s, H: Host> = Range<'s>;
     /// The VMAs are locked one by one.
     type Fork<'s, H: Host> = ();
-
-    fn new_vma() -> Result<VmaState, OutOfMemory> {
-        Shared::try_new(CachePadded::default())
-    }
 
     #[inline]
     fn outside<'s, H: Host>(
@@ -347,8 +373,8 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         attempt.slow = true;
     }
 
-    fn after_io(attempt: Attempt) -> AfterIo {
-        P::after_io(attempt)
+    fn after_io(attempt: Attempt, awaits: Awaits) -> AfterIo {
+        P::after_io(attempt, awaits)
     }
 
     fn after_lock(attempt: Attempt) -> AfterIo {
@@ -365,7 +391,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         inside: Inside<'s, H, P>,
     ) -> Option<Kept> {
         match (inside, outside) {
-            (Inside::Vma(read, _), _) => Some(Kept::Vma(read.keep())),
+            (Inside::Vma(read, _), _) => read.keep().map(Kept::Vma),
             (Inside::Slow, Some(guard)) => Some(Kept::Mmap(space.mmap_lock.keep(guard))),
             (Inside::Slow, None) => None,
         }
@@ -393,7 +419,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         // SAFETY: the section is dropped below. Until then the code only tries the lock of the VMA, which never waits.
         let section = unsafe { engine.enter_section() };
         let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
-        let kept = vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).map(VmaRead::keep);
+        let kept = vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).and_then(VmaRead::keep);
         drop(section);
         match kept {
             Some(kept) => Range::Vma { _kept: kept },
@@ -401,25 +427,30 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
     }
 
-    fn exclude<'s, H: Host>(work: &mut Range<'s>, engine: &'s Engine<H>, vma: &VmaState) {
-        if let Range::Write(writer) = work {
-            writer.space.write(engine, vma);
-        }
-    }
-
-    fn is_excluded<H: Host>(work: &Range<'_>, vma: &VmaState) -> bool {
+    #[inline]
+    fn exclude<'s, H: Host>(
+        work: &mut Range<'s>,
+        _: &'s Engine<H>,
+        vma: &VmaLock,
+    ) -> Result<(), Blocked> {
         match work {
-            Range::Write(writer) => writer.space.is_write_locked(vma),
-            Range::Read { .. } | Range::Vma { .. } => true,
+            Range::Write(writer) => writer.space.write(vma),
+            Range::Read { .. } | Range::Vma { .. } => Ok(()),
         }
     }
 
-    fn detach(vma: &VmaState, gone: bool) {
+    fn await_page_work<'s, H: Host>(work: &mut Range<'s>, engine: &'s Engine<H>) {
+        if let Range::Write(writer) = work {
+            writer.space.wait_for_readers(engine);
+        }
+    }
+
+    fn detach(vma: &VmaLock, gone: bool) {
         // The VMA is write-locked. A reader that counts itself in now sees this, or the mark, and counts itself out
         // again.
         match gone {
-            true => vma.readers.fetch_or(DETACHED, Ordering::Relaxed),
-            false => vma.readers.fetch_and(!DETACHED, Ordering::Relaxed),
+            true => vma.readers.0.fetch_or(DETACHED, Ordering::Relaxed),
+            false => vma.readers.0.fetch_and(!DETACHED, Ordering::Relaxed),
         };
     }
 

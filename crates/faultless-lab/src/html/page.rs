@@ -4,6 +4,7 @@
 use super::{distribution, heat, look, timeline, waits};
 use crate::compare::{Outcome, Plan, Run};
 use crate::contender::Contender;
+use crate::designs::LeafTables;
 use crate::json::Machine;
 use crate::measure::{LEAST_ROUNDS, NOISE};
 use crate::report::number;
@@ -268,7 +269,7 @@ fn limits(view: &View) -> Markup {
                 li { "The designs are models in one engine. mmap_lock is another reader-writer lock than the rw_semaphore of Linux." }
                 li { "The common machinery favours the default design in small faults. The other designs pay for the entry's bit too." }
                 li { "Threads of a process lose their processors at any moment. The worst times on a busy machine are mostly this." }
-                li { "No reclaim of mapped pages, no swap, no read-ahead, no large folios, no NUMA." }
+                li { "No swap space, no read-ahead in faults, no fault-around, no large folios, no NUMA." }
                 li { "A recorded round is a round of its own. It shows how threads wait, not how often." }
                 @for scenario in &view.scenarios {
                     @if let Some(found) = scenarios::find(scenario.name) { li { b { (scenario.name) } " cannot show " (sentence(found.cannot_show)) } }
@@ -300,13 +301,15 @@ fn run(plan: &Plan, outcome: &Outcome, facts: &Facts<'_>) -> Markup {
     let settings = &plan.settings;
     let file = settings.file.as_ref().map_or("a temporary one".into(), |path| path.display().to_string());
     let depth = settings.queue_depth.map_or("any number".into(), |depth| depth.to_string());
-    let rows: [(&str, String); 8] = [
+    let fork = settings.fork.map_or("each design's own way", LeafTables::name);
+    let rows: [(&str, String); 9] = [
         ("command", facts.command.into()),
         ("machine", machine(facts)),
         ("seed", settings.seed.to_string()),
         ("length of a round", number::value(outcome.round.as_secs_f64() * 1e6, Unit::Micros)),
         ("least time of a read", number::value(settings.io_latency.as_secs_f64() * 1e6, Unit::Micros)),
         ("reads at the device at a time", depth),
+        ("leaf tables at fork", fork.into()),
         ("file", file),
         ("memory of the software machine", format!("{} MiB", settings.memory >> 20)),
     ];

@@ -1,6 +1,7 @@
 //! The machine in software: an engine under a design, with a file in a store that delays reads.
 
 use super::{Child, Machine, Memory, Process, Task, Touched};
+use crate::designs::{self, LeafTables};
 use crate::measure::IN_MAJOR_FAULTS;
 use crate::record::{self, Operation};
 use crate::scenarios::{Needs, Page, Settings, TestFile, Turn};
@@ -76,7 +77,11 @@ impl<D: LockingDesign> SoftMachine<D> {
         file: Option<&Arc<TestFile>>,
         settings: &Settings,
     ) -> Result<Self, Trouble> {
-        let limits = Limits { cached_pages: needs.cached_pages.unwrap_or(u64::MAX), ..Limits::default() };
+        let mut limits = Limits { cached_pages: needs.cached_pages.unwrap_or(u64::MAX), ..Limits::default() };
+        let own = designs::find(D::NAME).map_or(LeafTables::Share, |design| design.fork);
+        if settings.fork.unwrap_or(own) == LeafTables::Copy {
+            limits.shared_entries = u64::MAX;
+        }
         let engine = Engine::new(host, limits).map_err(|error| too_small(&error))?;
         let open = |contents: &Arc<TestFile>| {
             let store = DelayedStore::new(contents.store()?, settings.io_latency);
@@ -297,4 +302,58 @@ fn refused(call: &str, error: &dyn Error, no_memory: bool) -> Trouble {
 
 fn not_mapped(error: MapError) -> Trouble {
     refused("map", &error, error == MapError::OutOfMemory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::designs::{ALL, Visitor};
+
+    struct Nothing;
+
+    impl Task for Nothing {
+        fn run(&self, _: &dyn Memory) -> Result<(), Trouble> {
+            Ok(())
+        }
+    }
+
+    /// Returns the number of leaf tables that a fork of 1,024 pages shares.
+    struct Shared(Option<LeafTables>);
+
+    impl Visitor for Shared {
+        type Output = u64;
+        fn visit<D: LockingDesign>(self) -> u64 {
+            let needs = Needs {
+                frames: 4096,
+                cached_pages: None,
+                file_bytes: None,
+                processes: 1,
+                is_thrashing: false,
+                threads: 1,
+            };
+            let settings = Settings { fork: self.0, ..Settings::default() };
+            let machine = SoftMachine::<D>::new(&needs, None, &settings).unwrap();
+            let process = machine.process().unwrap();
+            let start = process.map_anonymous(1024 * PAGE_SIZE).unwrap();
+            for page in 0..1024 {
+                process.store(VirtAddr::new(start.get() + page * PAGE_SIZE), 1).unwrap();
+            }
+            let task: Arc<dyn Task> = Arc::new(Nothing);
+            process.fork(&task).unwrap().join().unwrap();
+            drop(process);
+            let shared = machine.statistics()[Counter::TablesShared.name()];
+            machine.finish().unwrap();
+            shared
+        }
+    }
+
+    /// Linux copies entries at fork, so its models do. `--fork` gives all designs the same way.
+    #[test]
+    fn models_of_linux_copy_leaf_tables_at_fork() {
+        for design in ALL {
+            let shares = |how| design.visit(Shared(how)) != 0;
+            assert_eq!(shares(None), design.name.starts_with("faultless"), "{}", design.name);
+            assert!(!shares(Some(LeafTables::Copy)) && shares(Some(LeafTables::Share)), "{}", design.name);
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub use contents::{Page, TestFile};
 pub use figure::{Better, Figure, Unit};
 
 use crate::contender::Contender;
-use crate::designs::Visitor;
+use crate::designs::{LeafTables, Visitor};
 use crate::machine::{Machine, SoftMachine};
 use crate::measure::Measured;
 use crate::native::{self, Job, Served, Source, Variant};
@@ -80,6 +80,8 @@ pub struct Settings {
     pub io_latency: Duration,
     /// The maximum number of concurrent reads at the device; `None`: unlimited.
     pub queue_depth: Option<NonZeroUsize>,
+    /// What fork does with leaf tables under all designs; `None`: each design's own.
+    pub fork: Option<LeafTables>,
     /// Rates that override a scenario's defaults, by actor. The last entry of an actor counts.
     pub rates: Vec<(String, f64)>,
     /// The file to map; `None`: a temporary file.
@@ -99,6 +101,7 @@ impl Default for Settings {
             threads: None,
             io_latency: Duration::ZERO,
             queue_depth: None,
+            fork: None,
             rates: Vec::new(),
             file: None,
             served: None,

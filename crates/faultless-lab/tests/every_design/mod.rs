@@ -14,6 +14,8 @@ macro_rules! every_design {
             vma_lock: ::faultless_lab::designs::VmaLock,
             vma_lock_hold: ::faultless_lab::designs::VmaLockHold,
             vma_lock_hold_cow_fork: ::faultless_lab::designs::VmaLockHoldCowFork,
+            vma_lock_hold_file: ::faultless_lab::designs::VmaLockHoldFile,
+            vma_lock_pin: ::faultless_lab::designs::VmaLockPin,
             vma_lock_resume: ::faultless_lab::designs::VmaLockResume,
             vma_lock_retry: ::faultless_lab::designs::VmaLockRetry,
             vma_lock_retry_uptodate: ::faultless_lab::designs::VmaLockRetryUptodate

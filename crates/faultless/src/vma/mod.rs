@@ -15,7 +15,7 @@ use crate::host::{Frame, Host};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Life, OutOfMemory, Shared};
+use crate::sync::{Life, Shared};
 use core::fmt;
 use tree::Ranged;
 
@@ -190,17 +190,14 @@ pub struct Vma<H: Host, D: LockingDesign> {
 
 impl<H: Host, D: LockingDesign> Vma<H, D> {
     /// Makes the VMA of `mapping`.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`] if there is no memory for the design's lock.
-    pub fn new(mapping: Mapping<H>) -> Result<Self, OutOfMemory> {
+    pub fn new(mapping: Mapping<H>) -> Self {
         // The engine never copies frames that it does not own, so a private mapping of them has no anonymous pages
         // either.
         let has_none = matches!(mapping.backing, Backing::Foreign { .. } | Backing::Busy);
         let is_private = mapping.sharing == Sharing::Private && !has_none;
         let record = is_private.then(|| AnonRecord::new(mapping.anon));
         let moving = AtomicBool::new(mapping.flags.contains(MappingFlags::MOVING));
-        Ok(Self { mapping, record, lock: D::new_vma()?, moving, life: Life::new() })
+        Self { mapping, record, lock: D::Vma::default(), moving, life: Life::new() }
     }
 
     /// Returns the mapping. Its `anon` is as it was when the VMA was made; see [`Vma::record`].

@@ -4,6 +4,8 @@ use super::figures::Figures;
 use super::verdict::{self, Verdict};
 use super::waits::Waits;
 use crate::compare::{Plan, Run};
+use crate::contender::Contender;
+use crate::designs::LeafTables;
 use crate::report::number;
 use std::collections::BTreeSet;
 
@@ -57,8 +59,33 @@ fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
     }
     setup
         .extend(scenario.rates.iter().map(|(name, _)| format!("{name} {}/s", settings.rate(scenario, name))));
+    if runs.iter().any(|run| run.total.latency.contains_key("fork")) {
+        setup.extend(leaf_tables(runs, settings.fork));
+    }
     setup.push(rounds(runs, plan));
     setup
+}
+
+/// Says what fork does with leaf tables. `all`: what it does under all designs. `None` if the engine takes no part.
+fn leaf_tables(runs: &[&Run], all: Option<LeafTables>) -> Option<String> {
+    let ways: Vec<_> = runs
+        .iter()
+        .filter_map(|run| match run.contender {
+            Contender::Engine(design) => Some((design.name, all.unwrap_or(design.fork))),
+            Contender::Native { .. } => None,
+        })
+        .collect();
+    let under = |way| ways.iter().filter(|(_, its)| *its == way).map(|(name, _)| *name).collect::<Vec<_>>();
+    let (copying, sharing) = (under(LeafTables::Copy), under(LeafTables::Share));
+    match (copying.as_slice(), sharing.as_slice()) {
+        ([], []) => None,
+        (_, []) => Some("fork copies leaf tables".into()),
+        ([], _) => Some("fork shares leaf tables".into()),
+        (_, sharing) => Some(format!(
+            "fork shares leaf tables under {} and copies them under the others",
+            sharing.join(" and ")
+        )),
+    }
 }
 
 /// Describes the check at the end of each round on the software machine; `None` if there was no such round. If each

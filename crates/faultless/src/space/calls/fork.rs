@@ -198,7 +198,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             {
                 file.register(0, || child.as_mapped_by(), &Hull::of(mapping.range, *first))?;
             }
-            copies.push(try_box(Vma::new(mapping)?)?);
+            copies.push(try_box(Vma::new(mapping))?);
         }
         // The child's tree is empty, so nothing is replaced.
         let made =

@@ -6,7 +6,7 @@ use crate::design::LockingDesign;
 use crate::engine::PinnedTo;
 use crate::host::{Host, PageTable};
 use crate::protection::Protection;
-use crate::space::change::publish::{Draft, Joins, Unpublished, fence_of_range_work};
+use crate::space::change::publish::{Draft, Joins, Undrafted, Unpublished, fence_of_range_work};
 use crate::space::change::range_change::RangeChange;
 use crate::space::change::range_work::{RangeReservation, TreeLock};
 use crate::space::{Space, TreeState};
@@ -106,8 +106,11 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
             }
         };
         let wanted = (&each as &dyn Fn(_) -> _, None, Joins::BOTH);
-        let Draft { hull, goes, mut new, note } =
-            space.draft(self.work(), space.tree.view(&section), range, wanted, |_| Ok(()))?;
+        let draft = space.draft(self.work(), space.tree.view(&section), range, wanted, |_| Ok(()));
+        let Draft { hull, goes, mut new, note } = draft.map_err(|error| match error {
+            Undrafted::Unpublished(error) => error,
+            Undrafted::InUse => unreachable!("a design that locks VMAs makes its changes one after the other"),
+        })?;
         debug_assert!(near.covers(hull));
         for look in 0.. {
             // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and a thread that takes the lock waits for the

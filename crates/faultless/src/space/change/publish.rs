@@ -107,6 +107,26 @@ impl Joins {
 pub(in crate::space) type RangeEdit<'a, H> =
     (&'a dyn Fn(Mapping<H>) -> Option<Mapping<H>>, Option<&'a Mapping<H>>, Joins);
 
+/// The reason why there is no draft. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Undrafted {
+    Unpublished(Unpublished),
+    /// Page work uses a VMA that is to be replaced: see [`LockingDesign::exclude`].
+    InUse,
+}
+
+impl From<Unpublished> for Undrafted {
+    fn from(error: Unpublished) -> Self {
+        Self::Unpublished(error)
+    }
+}
+
+impl From<OutOfMemory> for Undrafted {
+    fn from(error: OutOfMemory) -> Self {
+        Self::Unpublished(error.into())
+    }
+}
+
 /// A publication in preparation.
 pub(in crate::space) struct Draft<H: Host, D: LockingDesign> {
     /// The range of pages that it replaces; `goes` is how many VMAs it replaces.
@@ -228,22 +248,31 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
 
     fn replace(
         &mut self,
-        lock: TreeLock<'a>,
+        mut lock: TreeLock<'a>,
         range: PageRange,
         wanted: RangeEdit<'_, H>,
     ) -> Result<TreeLock<'a>, Unpublished> {
         let space = self.space;
-        let mut lock = space.exclude_neighbours(self.work(), lock, range, wanted)?;
-        let view = space.tree.view_locked(&lock.writer);
-        // A new mapping may exceed the limit by one: Linux checks before it adds one.
-        let limit = space.mapping_limit(&lock);
-        let most = limit.saturating_add(usize::from(wanted.1.is_some()));
-        let may_be_more = |more| match lock.usage.mappings + more <= most {
-            true => Ok(()),
-            false => Err(Unpublished::TooMany { limit }),
+        let Draft { hull, goes, mut new, note } = loop {
+            let view = space.tree.view_locked(&lock.writer);
+            // A new mapping may exceed the limit by one: Linux checks before it adds one.
+            let limit = space.mapping_limit(&lock);
+            let most = limit.saturating_add(usize::from(wanted.1.is_some()));
+            let may_be_more = |more| match lock.usage.mappings + more <= most {
+                true => Ok(()),
+                false => Err(Unpublished::TooMany { limit }),
+            };
+            match space.draft(self.work(), view, range, wanted, may_be_more) {
+                Ok(draft) => break draft,
+                Err(Undrafted::Unpublished(error)) => return Err(error),
+                // A neighbour that is merged is in use. The design keeps other threads from changing the tree meanwhile.
+                Err(Undrafted::InUse) => {
+                    drop(lock);
+                    D::await_page_work(self.work(), &space.engine);
+                    lock = space.map.lock_by(&*space.engine);
+                }
+            }
         };
-        let Draft { hull, goes, mut new, note } =
-            space.draft(self.work(), view, range, wanted, may_be_more)?;
         let replaced = space.tree.replace(&mut lock.writer, hull, &mut new, &mut self.retired);
         let made = replaced.map_err(|_| {
             space.take_back(space.tree.view_locked(&lock.writer), hull, goes);
@@ -292,8 +321,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    /// Drafts a publication: which VMAs go, and which come. Closes those that go, and detaches them. `may_be_more` checks that
-    /// so many more mappings may exist. Not inlined: what it has on the stack is gone when the tree changes.
+    /// Drafts a publication: which VMAs go, and which come. Excludes page work by those that go, closes them, and detaches them. All but
+    /// neighbours that are merged were excluded before, without the range. `may_be_more` checks that so many more mappings may exist. Not
+    /// inlined: what it has on the stack is gone when the tree changes.
     ///
     /// From here to the end of the publication neither a host's table nor a store is called: the host follows before, and the
     /// sweep comes after. A panic here would leave records closed, and first pages of these mappings would wait for ever. Only
@@ -306,11 +336,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         wanted: RangeEdit<'_, H>,
         may_be_more: impl Fn(usize) -> Result<(), Unpublished>,
-    ) -> Result<Draft<H, D>, Unpublished> {
+    ) -> Result<Draft<H, D>, Undrafted> {
         let mut closed: Few<&Vma<H, D>> = Few::new();
         let mut next: Few<Mapping<H>> = Few::new();
-        let built = build(view, range, wanted, (&mut closed, &mut next));
+        let built = build(view, range, wanted, (&mut closed, &mut next)).map_err(Undrafted::from);
         let built = built.and_then(|hull| {
+            if D::LOCKS_VMAS && closed.iter().any(|vma| D::exclude(work, &self.engine, vma.lock()).is_err()) {
+                return Err(Undrafted::InUse);
+            }
             if next.len() > closed.len() {
                 may_be_more(next.len() - closed.len())?;
             }
@@ -335,9 +368,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
         new.try_reserve_exact(mappings.len()).map_err(|_| OutOfMemory)?;
         for mapping in mappings.drain(..) {
-            let vma = try_box(Vma::new(mapping)?)?;
-            // No other thread has the VMA yet, so this does not wait.
-            D::exclude(work, &self.engine, vma.lock());
+            let vma = try_box(Vma::new(mapping))?;
+            let excluded = D::exclude(work, &self.engine, vma.lock());
+            debug_assert!(excluded.is_ok(), "page work by a VMA that no other thread has");
             new.push(vma);
         }
         Ok(new)
@@ -349,33 +382,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             D::detach(vma.lock(), false);
             vma.reopen();
         });
-    }
-
-    /// Excludes the neighbours that will be merged, too, without the tree lock. The design keeps other threads from changing
-    /// the tree meanwhile.
-    fn exclude_neighbours<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        mut lock: TreeLock<'s>,
-        range: PageRange,
-        wanted: RangeEdit<'_, H>,
-    ) -> Result<TreeLock<'s>, Unpublished> {
-        if !D::LOCKS_VMAS {
-            return Ok(lock);
-        }
-        loop {
-            let (mut closed, mut next) = (Few::new(), Few::new());
-            let view = self.tree.view_locked(&lock.writer);
-            let built = build(view, range, wanted, (&mut closed, &mut next));
-            closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
-            built?;
-            // One VMA is excluded per look. The neighbours are two at most; the rest has been excluded before.
-            let missing = closed.into_iter().find(|vma| !D::is_excluded(work, vma.lock()));
-            let Some(missing) = missing.map(|vma| vma.lock().clone()) else { return Ok(lock) };
-            drop(lock);
-            D::exclude(work, &self.engine, &missing);
-            lock = self.map.lock_by(&*self.engine);
-        }
     }
 }
 

@@ -15,9 +15,6 @@ use alloc::vec::Vec;
 pub(in crate::space) type RangeReservation<'a, H> = Reservation<'a, TreeState, Engine<H>>;
 pub(in crate::space) type TreeLock<'a> = RangesGuard<'a, TreeState>;
 
-/// The number of VMAs that are excluded in one look at the tree.
-const FEW: usize = 16;
-
 /// The number of entries that are taken out of a table before they are noted together.
 #[cfg(not(loom))]
 const CHUNK: usize = 32;
@@ -140,21 +137,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) {
         let mut rest = D::LOCKS_VMAS.then_some(range);
         while let Some(part) = rest.take() {
-            // The locks are taken some at a time, so that exit needs no memory for this.
-            let mut locks: [Option<D::Vma>; FEW] = [const { None }; FEW];
-            let mut places = locks.iter_mut();
             let lock = self.map.lock_by(&*self.engine);
             let vmas = self.tree.view_locked(&lock.writer).from(part.start());
-            let vmas = vmas.take_while(|vma| vma.range().start() < part.end());
-            for vma in vmas.filter(|vma| wanted(vma.mapping())) {
-                let Some(place) = places.next() else {
-                    rest = PageRange::new(vma.range().start().max(part.start()), part.end());
-                    break;
-                };
-                *place = Some(vma.lock().clone());
-            }
+            let in_use = vmas
+                .take_while(|vma| vma.range().start() < part.end())
+                .filter(|vma| wanted(vma.mapping()))
+                .find(|vma| D::exclude(work, &self.engine, vma.lock()).is_err())
+                .map(|vma| vma.range().start().max(part.start()));
             drop(lock);
-            locks.iter().flatten().for_each(|vma| D::exclude(work, &self.engine, vma));
+            if let Some(start) = in_use {
+                D::await_page_work(work, &self.engine);
+                rest = PageRange::new(start, part.end());
+            }
         }
     }
 

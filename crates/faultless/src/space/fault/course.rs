@@ -7,7 +7,7 @@ use super::swap_ahead::Ahead;
 use super::swapped::SlotName;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
-use crate::design::{AfterIo, Attempt, Capability, LockingDesign};
+use crate::design::{AfterIo, Attempt, Awaits, Capability, LockingDesign};
 use crate::host::{FrameUse, GroupId, Host};
 use crate::limit::Event;
 use crate::page_cache::{MOST_TURNS, Miss, Pin};
@@ -205,7 +205,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
             }
         };
-        let mut kept = course.kept.take().filter(|_| D::after_io(attempt) == AfterIo::Hold);
+        let mut kept = course.kept.take().filter(|_| D::after_io(attempt, Awaits::Anonymous) == AfterIo::Hold);
         if let Some(kept) = &mut kept {
             D::through_io(kept);
         }

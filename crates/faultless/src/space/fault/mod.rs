@@ -20,7 +20,7 @@ pub use error::{FaultError, Signal};
 pub use pending::PendingFault;
 
 use crate::address::{PageNumber, PageRange, VirtAddr};
-use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
+use crate::design::{AfterIo, Attempt, Awaits, Capability, Faultless, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::host::{Entry, EntryKind, Frame, GroupId, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
@@ -122,7 +122,7 @@ impl<H: Host> Absent<H> {
 
     /// Returns what the design does after the wait for the page.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
-        if self.why == NotReady::Absent { D::after_io(attempt) } else { D::after_lock(attempt) }
+        if self.why == NotReady::Absent { D::after_io(attempt, Awaits::File) } else { D::after_lock(attempt) }
     }
 }
 
@@ -235,7 +235,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
     match step {
         Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
-        Step::Swap(_) => D::after_io(attempt) == AfterIo::Hold,
+        Step::Swap(_) => D::after_io(attempt, Awaits::Anonymous) == AfterIo::Hold,
         Step::NeedMemory | Step::NeedTable | Step::NeedCopy(_) => D::KEEPS_WHILE_RECLAIMING,
         _ => false,
     }

@@ -5,7 +5,7 @@ use super::file::NotReady;
 use super::swapped::{self, SlotName};
 use super::{Absent, Fault, FaultError, Step, begin_record, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
-use crate::design::{AfterIo, Attempt, Faultless, LockingDesign};
+use crate::design::{AfterIo, Attempt, Awaits, Faultless, LockingDesign};
 use crate::engine::{Engine, Notice};
 use crate::frame::Reference;
 use crate::host::{Entry, EntryKind, Host, OutOfMemory, Sleeper};
@@ -286,9 +286,10 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             // The entry may have the page already, so there is nothing to compare.
             return Ok(Some((again, Some(pin))));
         }
-        if absent.after::<D>(attempt) == AfterIo::Retry {
+        let after = absent.after::<D>(attempt);
+        if after.is_retry() {
             space.engine().counters().add(Counter::Retries, 1);
-            return Ok(Some((again, None)));
+            return Ok(Some((again, Some(pin).filter(|_| after == AfterIo::RetryPinned))));
         }
         if space.0.resume(address, access, attempt, &pin, &absent, kept.is_some()) {
             return Ok(None);
@@ -307,9 +308,10 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         was_held: bool,
     ) -> Result<Option<Anew<H>>, FaultError> {
         let again = D::again(attempt, started);
-        if D::after_io(attempt) == AfterIo::Retry {
+        let after = D::after_io(attempt, Awaits::Anonymous);
+        if after.is_retry() {
             space.engine().counters().add(Counter::Retries, 1);
-            return Ok(Some((again, None)));
+            return Ok(Some((again, Some(pin).filter(|_| after == AfterIo::RetryPinned))));
         }
         // A read that failed has marked the slot. The fault that starts over finds the error, if the entry still names the slot.
         let is_read = space.engine().folio(pin.frame()).is_uptodate();
