@@ -7,6 +7,7 @@
 //!   ├───► generate: shell completions and man pages
 //!   └───► compare ── rounds, interleaved over the contenders ──► report (view, text) · html · json
 //!             │
+//!             ├─ interval    two series of numbers ─► their ratio, its confidence interval, a verdict
 //!             ├─ contender   name ─► a design of the engine, or the kernel of this host
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
 //!             ├─ machine     the machine of a scenario: processes, memory, fork; in software, under a design
@@ -30,6 +31,7 @@ pub mod diff;
 pub mod generate;
 mod help;
 pub mod html;
+pub mod interval;
 pub mod json;
 pub mod machine;
 pub mod measure;

@@ -53,6 +53,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[("bystander", 500.0)],
     threads: 64,
     work: "each reads random pages",
+    does_io: true,
     kind: Kind::RetryStorm,
 };
 
