@@ -141,7 +141,7 @@ mod tests {
         assert!(settled(&[best.clone(), other.clone(), far]));
         // The kernel is not compared. One design alone is not, either.
         assert!(settled(&[best.clone(), other, run("native", &[1, 9, 100, 1000, 10], 0)]));
-        assert!(!settled(&[best.clone()]) && !settled(&[]));
+        assert!(!settled(std::slice::from_ref(&best)) && !settled(&[]));
         // Too few rounds.
         assert!(!settled(&[best, run("vma-lock", &[105; 4], 0)]));
     }
