@@ -117,11 +117,7 @@ fn space<D: LockingDesign>() -> Result<AddressSpace<Soft, D>, Failure> {
     Ok(AddressSpace::new(&Engine::new(Soft::new(512)?, Limits::default())?)?)
 }
 
-fn map<D: LockingDesign>(
-    space: &AddressSpace<Soft, D>,
-    page: u64,
-    pages: u64,
-) -> Result<VirtAddr, Failure> {
+fn map<D: LockingDesign>(space: &AddressSpace<Soft, D>, page: u64, pages: u64) -> Result<VirtAddr, Failure> {
     Ok(space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page))))?)
 }
 

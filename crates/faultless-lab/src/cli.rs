@@ -62,11 +62,18 @@ page that is read, the children of fork, and the return of all frames. An error 
 scenario, its row says so. The native rows are the kernel of this machine, on the real MMU. \
 The other rows run on a simulated one, so do not compare them.
 
+Two designs are compared by the ratios of neighbouring rounds, with a confidence interval of 95 %. Rounds are added until \
+the intervals are narrow, or until --seconds are over. Twins are designs that run the same code in a scenario. No \
+difference counts that is within the interval or not larger than the difference of twins.
+
 How to read the tables:
   1.20 ms (0.98–1.40)  median, smallest and largest round
   1.50×                1.5 times worse than the best of the column
-  ≈1.20×               level: less than 1.3 times worse
-  ?3.00×               unknown: the rounds overlap, or are fewer than 3
+  ≈1.05×               level: the interval of the ratio contains 1, and is
+                       narrower than 1.2 times
+  ?3.00×               unknown: the interval is too wide, designs that run the
+                       same code differ as much, or there are fewer than 5
+                       rounds
   bystander, fork      latency of an operation at a fixed rate, counted from its
                        scheduled start
   fault                time from the access to a cold page to the page
@@ -130,7 +137,8 @@ struct Compare {
     /// Threads that do the work of the scenario [default: depends on the scenario]
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     threads: Option<usize>,
-    /// Seconds for each scenario and design [default: 8, less for many designs or scenarios]
+    /// Maximum seconds for each scenario and design. A scenario ends earlier if more rounds would tell little
+    /// [default: 8, less for many designs or scenarios]
     #[arg(long, value_name = "S", value_parser = parse::seconds, allow_hyphen_values = true)]
     seconds: Option<f64>,
     /// Minimum latency of each read of the file

@@ -90,6 +90,11 @@ impl Contender {
         matches!(self, Self::Native { .. })
     }
 
+    /// Returns whether both run the same code in a scenario, see [`Design::is_twin_of`]. The kernel has no twin.
+    pub fn is_twin_of(&self, other: &Self, does_io: bool) -> bool {
+        matches!((self, other), (Self::Engine(one), Self::Engine(other)) if one.is_twin_of(other, does_io))
+    }
+
     /// Returns whether a report compares Faultless's own design with it. A variant of that design is not a rival. The
     /// kernel is not one either, because it runs on real hardware and not on the software machine.
     pub fn is_rival(&self) -> bool {

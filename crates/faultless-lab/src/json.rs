@@ -2,9 +2,11 @@
 //! number stays the same.
 
 use crate::compare::{Outcome, Run};
+use crate::comparison::{Compared, Comparison, twins};
 use crate::designs::LeafTables;
+use crate::interval::{Difference, Doubt};
 use crate::measure::{Latency, Measured, us};
-use crate::scenarios::{self, Settings};
+use crate::scenarios::{self, Better, Settings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -94,6 +96,9 @@ pub struct Entry {
     /// The reason that it did not run, or stopped running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+    /// The other designs of this run that run the same code in this scenario. Differences between them are noise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub twins: Vec<String>,
     /// Facts about the scenario's machine that affect the figures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -117,6 +122,16 @@ pub struct Headline {
     pub max: Option<f64>,
     /// The number of rounds.
     pub rounds: usize,
+    /// The value of each round; null for a round that did not measure it. Rounds of the same place ran one after the
+    /// other, under each design. Empty in files of versions that did not write it.
+    #[serde(default)]
+    pub by_round: Vec<Option<f64>>,
+    /// The greatest ratio between twins in this figure; null without twins.
+    #[serde(default)]
+    pub noise: Option<f64>,
+    /// The comparison with the best design of the scenario in this figure; null if it is not compared.
+    #[serde(default)]
+    pub against_best: Option<Against>,
     /// The unit: "us", "ns", "1/s", "ratio" or "each".
     pub unit: String,
     /// The better direction: "lower" or "higher".
@@ -138,10 +153,40 @@ pub struct Figure {
     /// The number of rounds that measured it; null in files of versions that did not write it.
     #[serde(default)]
     pub rounds: Option<usize>,
+    /// The value of each round; null for a round that did not measure it. Rounds of the same place ran one after the
+    /// other, under each design. Empty in files of versions that did not write it.
+    #[serde(default)]
+    pub by_round: Vec<Option<f64>>,
+    /// The greatest ratio between twins in this figure; null without twins.
+    #[serde(default)]
+    pub noise: Option<f64>,
+    /// The comparison with the best design of the scenario in this figure; null if it is not compared.
+    #[serde(default)]
+    pub against_best: Option<Against>,
     /// The unit, with the same values as [`Headline::unit`].
     pub unit: String,
     /// The better direction: "lower", "higher" or "neither". Designs are not compared by a figure with "neither".
     pub better: String,
+}
+
+/// The comparison of a figure with that of the best design.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Against {
+    /// The best design.
+    pub design: String,
+    /// The figure divided by that of the best design: the median over pairs of rounds; null if it is infinite.
+    pub ratio: Option<f64>,
+    /// The lower end of the ratio's confidence interval; null if it is infinite.
+    pub low: Option<f64>,
+    /// The upper end; null if it is infinite.
+    pub high: Option<f64>,
+    /// The number of pairs of rounds.
+    pub rounds: usize,
+    /// The result: "different", "level" or "unknown".
+    pub result: String,
+    /// The reason of an unknown result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Doubt>,
 }
 
 /// The quantiles of a latency, in microseconds.
@@ -217,15 +262,46 @@ fn counters(measured: &Measured) -> BTreeMap<String, serde_json::Number> {
     named.collect()
 }
 
+impl Against {
+    fn new(run: &Run, comparison: &Comparison<'_>, figure: &scenarios::Figure) -> Option<Self> {
+        let (best, Compared { worse, difference }) = (comparison.best?, comparison.with_best(run)?);
+        let interval = if figure.better == Better::Higher { worse.inverse() } else { worse };
+        let (result, reason) = match difference {
+            Difference::Beyond => ("different", None),
+            Difference::Level => ("level", None),
+            Difference::Unknown(doubt) => ("unknown", Some(doubt)),
+        };
+        let [ratio, low, high] = [interval.ratio, interval.low, interval.high].map(finite);
+        let (design, rounds) = (best.contender.name().into(), interval.rounds);
+        Some(Self { design, ratio, low, high, rounds, result: result.into(), reason })
+    }
+}
+
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// Returns the value of each round up to the last one that measured something.
+fn by_round(run: &Run, figure: &scenarios::Figure) -> Vec<Option<f64>> {
+    let rounds = run.rounds.last().map_or(0, |round| round.number + 1);
+    let mut values = vec![None; rounds];
+    run.values(figure).for_each(|(number, value)| values[number] = Some(value));
+    values
+}
+
 impl Figure {
-    fn new(run: &Run, figure: &scenarios::Figure) -> Self {
-        let spread = run.spread(figure.of);
+    /// `all` are the runs of the scenario.
+    fn new(run: &Run, all: &[&Run], figure: &scenarios::Figure) -> Self {
+        let (spread, comparison) = (run.spread(figure), Comparison::new(all, figure));
         Self {
             value: (figure.of)(&run.total),
             median: spread.map(|spread| spread.median),
             min: spread.map(|spread| spread.min),
             max: spread.map(|spread| spread.max),
-            rounds: Some(run.rounds.iter().filter_map(figure.of).count()),
+            rounds: Some(run.values(figure).count()),
+            by_round: by_round(run, figure),
+            noise: comparison.noise.and_then(finite),
+            against_best: Against::new(run, &comparison, figure),
             unit: figure.unit.name().into(),
             better: figure.better.name().into(),
         }
@@ -233,9 +309,14 @@ impl Figure {
 }
 
 impl Entry {
-    fn new(run: &Run, outcome: &Outcome, settings: &Settings) -> Self {
-        let (total, spread, headline) = (&run.total, run.headline(), run.scenario.headline);
+    /// `all` are the runs of the scenario.
+    fn new(run: &Run, all: &[&Run], outcome: &Outcome, settings: &Settings) -> Self {
+        let total = &run.total;
+        let headline = Figure::new(run, all, &run.scenario.headline);
         let figures = run.scenario.figures.iter().filter(|_| !run.rounds.is_empty());
+        let name = |run: &Run| run.contender.name();
+        let group = twins(all).into_iter().find(|group| group.iter().any(|twin| name(twin) == name(run)));
+        let twins = group.into_iter().flatten().filter(|twin| name(twin) != name(run));
         Self {
             scenario: run.scenario.name.into(),
             design: run.contender.name().into(),
@@ -248,21 +329,25 @@ impl Entry {
             round_seconds: outcome.round.as_secs_f64(),
             seconds: total.seconds,
             headline: Headline {
-                name: headline.name.into(),
-                value: spread.map(|spread| spread.median),
-                min: spread.map(|spread| spread.min),
-                max: spread.map(|spread| spread.max),
+                name: run.scenario.headline.name.into(),
+                value: headline.median,
+                min: headline.min,
+                max: headline.max,
                 rounds: run.rounds.len(),
-                unit: headline.unit.name().into(),
-                better: headline.better.name().into(),
+                by_round: headline.by_round,
+                noise: headline.noise,
+                against_best: headline.against_best,
+                unit: headline.unit,
+                better: headline.better,
             },
             latency_us: total
                 .latency
                 .iter()
                 .map(|(name, latency)| (name.to_string(), latency.into()))
                 .collect(),
-            figures: figures.map(|figure| (figure.name.into(), Figure::new(run, figure))).collect(),
+            figures: figures.map(|figure| (figure.name.into(), Figure::new(run, all, figure))).collect(),
             skipped: run.skipped.clone(),
+            twins: twins.map(|twin| name(twin).into()).collect(),
             notes: total.notes.clone(),
             cpu_us_per_major_fault: total.cpu_us_per_major_fault(),
             counters: counters(total),
@@ -273,13 +358,17 @@ impl Entry {
 impl Report {
     /// Makes the report of a run.
     pub fn new(outcome: &Outcome, settings: &Settings) -> Self {
+        let all = |run: &Run| -> Vec<&Run> {
+            outcome.runs.iter().filter(|other| other.scenario.name == run.scenario.name).collect()
+        };
+        let entry = |run: &Run| Entry::new(run, &all(run), outcome, settings);
         Self {
             schema: SCHEMA,
             version: Some(env!("CARGO_PKG_VERSION").into()),
             machine: Machine::this(),
             settings: settings.into(),
             interrupted: outcome.interrupted,
-            results: outcome.runs.iter().map(|run| Entry::new(run, outcome, settings)).collect(),
+            results: outcome.runs.iter().map(entry).collect(),
         }
     }
 }

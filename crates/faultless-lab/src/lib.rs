@@ -7,6 +7,8 @@
 //!   ├───► generate: shell completions and man pages
 //!   └───► compare ── rounds, interleaved over the contenders ──► report (view, text) · html · json
 //!             │
+//!             ├─ comparison  two designs in one figure, and the noise between designs that run the same code
+//!             ├─ interval    two series of numbers ─► their ratio, its confidence interval, a verdict
 //!             ├─ contender   name ─► a design of the engine, or the kernel of this host
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
 //!             ├─ machine     the machine of a scenario: processes, memory, fork; in software, under a design
@@ -24,12 +26,14 @@
 pub mod check;
 pub mod cli;
 pub mod compare;
+pub mod comparison;
 pub mod contender;
 pub mod designs;
 pub mod diff;
 pub mod generate;
 mod help;
 pub mod html;
+pub mod interval;
 pub mod json;
 pub mod machine;
 pub mod measure;

@@ -196,24 +196,6 @@ impl Measured {
     }
 }
 
-/// Noise limit: medians whose ratio is smaller differ no more than two runs on the measured machines.
-pub const NOISE: f64 = 1.3;
-
-/// Least number of rounds of a comparison. With fewer rounds, the spread is chance.
-pub const LEAST_ROUNDS: usize = 3;
-
-/// The result of the comparison of two spreads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Difference {
-    /// The medians differ by a factor of less than [`NOISE`].
-    Level,
-    /// The medians differ by more, but the ranges overlap. The difference may be chance. A fifth of the rounds at each
-    /// end does not count.
-    Unknown,
-    /// The medians differ by more, and the ranges do not overlap.
-    Beyond,
-}
-
 /// Median and range of the values of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
@@ -223,10 +205,6 @@ pub struct Spread {
     pub min: f64,
     /// The greatest value.
     pub max: f64,
-    /// The range that decides whether two spreads overlap. Other load of the machine disturbs single rounds, so it
-    /// leaves out a fifth of the rounds at each end.
-    #[serde(skip)]
-    inner: (f64, f64),
 }
 
 impl Spread {
@@ -238,23 +216,7 @@ impl Spread {
         let half = values.len() / 2;
         let median =
             if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 };
-        let cut = values.len() / 5;
-        Some(Self { median, min, max, inner: (values[cut], values[values.len() - 1 - cut]) })
-    }
-
-    /// Returns a spread whose rounds are not known one by one. No round is left out.
-    pub fn whole(median: f64, min: f64, max: f64) -> Self {
-        Self { median, min, max, inner: (min, max) }
-    }
-
-    /// Compares two spreads.
-    pub fn compared(self, other: Self) -> Difference {
-        let (low, high) = if self.median <= other.median { (self, other) } else { (other, self) };
-        match high.median < low.median * NOISE || high.median == low.median {
-            true => Difference::Level,
-            false if high.inner.0 > low.inner.1 => Difference::Beyond,
-            false => Difference::Unknown,
-        }
+        Some(Self { median, min, max })
     }
 }
 
@@ -264,32 +226,9 @@ mod tests {
 
     #[test]
     fn a_spread_has_its_median() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread::whole(2.0, 1.0, 3.0)));
-        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread::whole(2.5, 1.0, 4.0)));
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
         assert_eq!(Spread::of([]), None);
-    }
-
-    #[test]
-    fn spreads_differ_if_they_are_apart_and_far_enough() {
-        let spread = Spread::whole;
-        let compared = |a: Spread, b: Spread| {
-            assert_eq!(a.compared(b), b.compared(a));
-            a.compared(b)
-        };
-        use Difference::{Beyond, Level, Unknown};
-        assert_eq!(compared(spread(100.0, 90.0, 110.0), spread(200.0, 190.0, 210.0)), Beyond);
-        // Ranges that do not overlap do not make a small difference a large one.
-        assert_eq!(compared(spread(100.0, 99.0, 101.0), spread(125.0, 124.0, 126.0)), Level);
-        assert_eq!(compared(spread(100.0, 50.0, 190.0), spread(125.0, 90.0, 210.0)), Level);
-        assert_eq!(compared(spread(100.0, 50.0, 190.0), spread(200.0, 190.0, 210.0)), Unknown);
-        // One disturbed round of five does not hide a difference. Two of them do.
-        let fast = Spread::of([100.0, 101.0, 102.0, 103.0, 900.0]).unwrap();
-        let slow = Spread::of([90.0, 700.0, 701.0, 702.0, 703.0]).unwrap();
-        assert_eq!((fast.max, slow.min, compared(fast, slow)), (900.0, 90.0, Beyond));
-        assert_eq!(compared(Spread::of([100.0, 101.0, 102.0, 800.0, 900.0]).unwrap(), slow), Unknown);
-        let none = spread(0.0, 0.0, 0.0);
-        assert_eq!(compared(none, none), Level);
-        assert_eq!(compared(none, spread(1.0, 0.5, 2.0)), Beyond);
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Progress {
     pub fn step(&self) {
         self.0.inc(1);
     }
+
+    /// Counts steps that are not necessary.
+    pub fn skip(&self, steps: usize) {
+        self.0.inc(steps as u64);
+    }
 }
 
 impl Drop for Progress {

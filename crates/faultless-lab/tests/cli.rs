@@ -370,7 +370,10 @@ fn check(path: &Path) {
         }
         assert!(result["cpu_us_per_major_fault"].is_number());
         assert_eq!(result["rates"], serde_json::json!({ "bystander": 499.0, "fork": 50.0 }));
-        assert_eq!((&result["rounds"], &result["round_seconds"]), (&1.into(), &1.0.into()));
+        assert_eq!((&result["rounds"], &result["round_seconds"]), (&5.into(), &0.2.into()));
+        let headline = &result["headline"];
+        assert_eq!(headline["by_round"].as_array().map(Vec::len), Some(5));
+        assert!(headline["against_best"]["rounds"] == 5 && headline["noise"].is_null(), "{headline}");
         let counter = |name: &str| result["counters"][name].as_f64().unwrap_or_else(|| panic!("no {name}"));
         assert!(counter("major_faults") > 0.0 && counter("io_reads") > 0.0);
         for name in

@@ -16,18 +16,19 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// A result whose headline is `p99`, in three rounds, and whose only figure is `rate`.
+/// A result whose headline is `p99`, in nine rounds, and whose only figure is `rate`.
 fn result(p99: f64, rate: f64) -> Value {
     let entry = json!({
-        "scenario": "fork-during-io", "design": "faultless", "rmap": "none", "threads": 5, "rounds": 3,
-        "round_seconds": 1.0, "seconds": 3.0, "latency_us": {}, "cpu_us_per_major_fault": null, "counters": {},
+        "scenario": "fork-during-io", "design": "faultless", "rmap": "none", "threads": 5, "rounds": 9,
+        "round_seconds": 1.0, "seconds": 9.0, "latency_us": {}, "cpu_us_per_major_fault": null, "counters": {},
         "headline": {
-            "name": "bystander_p99", "value": p99, "min": p99 * 0.9, "max": p99 * 1.1, "rounds": 3, "unit": "us",
-            "better": "lower",
+            "name": "bystander_p99", "value": p99, "min": p99 * 0.9, "max": p99 * 1.1, "rounds": 9, "unit": "us",
+            "better": "lower", "by_round": [p99 * 0.9, p99, p99, p99, p99, p99, p99, p99, p99 * 1.1],
         },
         "figures": {
             "faults_a_second": {
-                "value": rate, "median": rate, "min": rate, "max": rate, "rounds": 3, "unit": "1/s", "better": "higher",
+                "value": rate, "median": rate, "min": rate, "max": rate, "rounds": 9, "unit": "1/s", "better": "higher",
+                "by_round": vec![rate; 9],
             },
         },
     });
@@ -82,7 +83,12 @@ Each figure: median (least–greatest round) in A, then in B.
 
     let (code, text, _) = said(&faultless(folder.path(), &["diff", "a.json", "a.json"]));
     assert_eq!(code, Some(0));
-    assert!(text.contains("\nLevel, less than 1.3 times apart: 2 figures.\n--all lists them.\n"), "{text}");
+    let level = "
+Level, the interval of the ratio contains 1 and is narrower than 1.2 times: 2
+figures.
+--all lists them.
+";
+    assert!(text.contains(level), "{text}");
     let (_, text, _) = said(&faultless(folder.path(), &["diff", "a.json", "a.json", "--all"]));
     assert!(text.contains("  equal  bystander p99    100 µs"), "{text}");
 }
@@ -108,13 +114,14 @@ fn json_has_every_figure() {
     let (code, text, _) = said(&faultless(folder.path(), &arguments));
     assert_eq!(code, Some(1));
     let diff: Value = serde_json::from_str(&text).expect("JSON and nothing else");
-    assert_eq!((&diff["schema"], &diff["failed"], &diff["fail_above"]), (&1.into(), &1.into(), &2.0.into()));
+    assert_eq!((&diff["schema"], &diff["failed"], &diff["fail_above"]), (&2.into(), &1.into(), &2.0.into()));
     assert_eq!((&diff["a"]["name"], &diff["a"]["version"]), (&"a.json".into(), &"0.1.0".into()));
     let first = &diff["figures"][0];
     assert_eq!((&first["figure"], &first["headline"]), (&"bystander_p99".into(), &true.into()));
     assert_eq!((&first["verdict"], &first["ratio"]), (&"worse".into(), &2.4.into()));
     assert_eq!(first["b"]["median"], 240.0);
-    assert_eq!(first["b"]["rounds"], 3);
+    assert_eq!(first["b"]["rounds"], 9);
+    assert!(first["interval"][0].as_f64().is_some_and(|low| low > 1.5), "{first}");
     assert_eq!(diff["figures"].as_array().map(Vec::len), Some(2));
 
     let (code, text, _) = said(&faultless(folder.path(), &[&arguments[..3], &["--json=diff.json"]].concat()));
@@ -188,7 +195,7 @@ fn results_of_compare_can_be_compared() {
     assert_eq!(faultless(folder.path(), &run).status.code(), Some(0));
     let (code, text, errors) = said(&faultless(folder.path(), &["diff", "real.json", "real.json"]));
     assert_eq!((code, errors.as_str()), (Some(0), ""));
-    assert!(text.contains("Unknown, fewer than 3 rounds: "), "{text}");
+    assert!(text.contains("Unknown, fewer than 5 rounds: "), "{text}");
     let report = std::fs::read(folder.path().join("real.json")).expect("the file");
     let report: Value = serde_json::from_slice(&report).expect("JSON");
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));

@@ -147,7 +147,7 @@ fn colours_are_for_terminals_and_can_be_refused() {
     assert!(!with(&[], &[("NO_COLOR", "1")]));
     assert!(with(&[], &[("NO_COLOR", "")]), "an empty NO_COLOR is none");
     assert!(!with(&["--color", "never"], &[]));
-    // Figures are green or red from three rounds on.
+    // Figures are green or red from five rounds on.
     let rounds = [&run[..5], &["2.5", "--color", "always"]].concat();
     let text = on_a_terminal(100, &rounds, &[("NO_COLOR", "1")]);
     assert!(text.contains("\u{1b}[38;5;"), "{text:?}");

@@ -419,7 +419,8 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         // SAFETY: the section is dropped below. Until then the code only tries the lock of the VMA, which never waits.
         let section = unsafe { engine.enter_section() };
         let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
-        let kept = vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).and_then(VmaRead::keep);
+        let kept =
+            vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).and_then(VmaRead::keep);
         drop(section);
         match kept {
             Some(kept) => Range::Vma { _kept: kept },
@@ -428,11 +429,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     #[inline]
-    fn exclude<'s, H: Host>(
-        work: &mut Range<'s>,
-        _: &'s Engine<H>,
-        vma: &VmaLock,
-    ) -> Result<(), Blocked> {
+    fn exclude<'s, H: Host>(work: &mut Range<'s>, _: &'s Engine<H>, vma: &VmaLock) -> Result<(), Blocked> {
         match work {
             Range::Write(writer) => writer.space.write(vma),
             Range::Read { .. } | Range::Vma { .. } => Ok(()),

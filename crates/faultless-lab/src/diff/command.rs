@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 /// Each paragraph is one line. clap wraps it at the width of the terminal.
 const AFTER: &str = "\
-Each figure of a scenario under a design is compared by its median over the rounds. It changed beyond noise if the medians \
-differ by 1.3 times or more, and no round of one file lies among the rounds of the other one. A figure of fewer than 3 \
-rounds has no verdict. Differences of machine, seed and settings are named first: such runs may not be comparable.
+Each figure of a scenario under a design is compared by its median over the rounds. It changed beyond noise if the \
+confidence interval of the ratio lies on one side of 1, and beyond the difference between designs that run the same code. \
+It is level if the interval contains 1 and is narrower than 1.2 times. All else is unknown, and so is a figure of fewer \
+than 5 rounds. Differences of machine, seed and settings are named first: such runs may not be comparable.
 
 Exit codes: 0 done; 1 with --fail-above, a figure is worse by more than the ratio; 2 bad input, or nothing in common.
 

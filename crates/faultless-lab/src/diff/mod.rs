@@ -6,8 +6,8 @@
 //!  exit code   checked         ─► Changes
 //! ```
 //! [`compare`] is pure. It pairs the entries of the same scenario and design, and the figures of the same name. A figure
-//! has one of the six [`Verdict`]s. The rule of noise is [`Spread::compared`]; figures of fewer than
-//! [`LEAST_ROUNDS`] rounds have no verdict. [`Source::read`] checks a file before it is compared: names are short and
+//! has one of the six [`Verdict`]s. The rule of noise is that of `compare`, [`Interval::difference`], without pairs of
+//! rounds: the rounds of two files had no turns. [`Source::read`] checks a file before it is compared: names are short and
 //! printable, and spreads are in order.
 
 mod command;
@@ -19,15 +19,16 @@ mod text;
 pub use command::Diff;
 pub use read::Source;
 
+use crate::interval::{Difference, Doubt, Interval};
 use crate::json::{Entry, Report};
-use crate::measure::{Difference, LEAST_ROUNDS, Spread};
+use crate::measure::Spread;
 use crate::scenarios::{self, Better};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The number of the schema of [`Changes`] as JSON.
-pub const SCHEMA: u32 = 1;
+/// The number of the schema of [`Changes`] as JSON. In schema 1, a level result could also be an unknown one.
+pub const SCHEMA: u32 = 2;
 
 /// The result of a comparison: A is the first file, B the second one.
 #[derive(Debug, Serialize)]
@@ -103,8 +104,16 @@ pub struct Change {
     pub better: &'static str,
     /// The result of the comparison.
     pub verdict: Verdict,
+    /// The reason of an unknown result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
     /// The value in B divided by that in A; `None` if A is zero or one of them is missing.
     pub ratio: Option<f64>,
+    /// The confidence interval of the ratio, from its lower to its upper end; `None` if there is no ratio, or if a file
+    /// has no values of single rounds.
+    pub interval: Option<[f64; 2]>,
+    /// The greatest ratio between designs that run the same code, in either file; `None` if there are none.
+    pub noise: Option<f64>,
     /// The figure in A; `None` if it was not measured.
     pub a: Option<Sample>,
     /// The figure in B; `None` if it was not measured.
@@ -121,12 +130,27 @@ pub enum Verdict {
     Better,
     /// B differs beyond noise, in a figure that has no better direction.
     Changed,
-    /// Too few rounds for a verdict.
+    /// Neither a difference nor a level result is shown.
     Unknown,
-    /// The difference is small, or the rounds overlap. The text tells these apart.
+    /// There is no difference, or only a small one.
     Level,
     /// Measured in one file only, or in different units: not compared.
     Apart,
+}
+
+/// The reason of an unknown result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Reason {
+    /// The rounds do not show more.
+    Doubt(Doubt),
+    /// A file has no values of single rounds. An older version wrote it.
+    #[serde(serialize_with = "no_rounds")]
+    NoRounds,
+}
+
+fn no_rounds<S: serde::Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("no-rounds")
 }
 
 /// A figure over the rounds of a run.
@@ -150,12 +174,6 @@ impl Change {
             }
             _ => 1.0,
         }
-    }
-
-    /// Returns whether the medians differ beyond noise, but the rounds overlap.
-    fn is_overlapping(&self) -> bool {
-        let spreads = self.a.zip(self.b).map(|(a, b)| a.spread.compared(b.spread));
-        self.verdict == Verdict::Level && spreads == Some(Difference::Unknown)
     }
 
     /// Returns the title of the figure, as `compare` prints it. A figure of another version has its name in the results.
@@ -294,6 +312,14 @@ struct Figure<'a> {
     better: Better,
     headline: bool,
     sample: Option<Sample>,
+    /// The values of the rounds that measured it.
+    values: Vec<f64>,
+    noise: Option<f64>,
+}
+
+/// Returns the values of the rounds that have one.
+fn values(by_round: &[Option<f64>]) -> Vec<f64> {
+    by_round.iter().copied().flatten().collect()
 }
 
 fn figures(entry: &Entry, medians: bool) -> BTreeMap<&str, Figure<'_>> {
@@ -302,18 +328,22 @@ fn figures(entry: &Entry, medians: bool) -> BTreeMap<&str, Figure<'_>> {
         let middle = if medians { figure.median } else { figure.value };
         let sample = sample(middle, figure.min, figure.max, figure.rounds.unwrap_or(entry.headline.rounds));
         let better = better(&figure.better).unwrap_or(Better::Neither);
-        figures.insert(name.as_str(), Figure { unit: &figure.unit, better, headline: false, sample });
+        let (values, noise) = (values(&figure.by_round), figure.noise);
+        let figure = Figure { unit: &figure.unit, better, headline: false, sample, values, noise };
+        figures.insert(name.as_str(), figure);
     }
     let headline = &entry.headline;
     let sample = sample(headline.value, headline.min, headline.max, headline.rounds);
     let better = better(&headline.better).unwrap_or(Better::Neither);
-    figures.insert(&headline.name, Figure { unit: &headline.unit, better, headline: true, sample });
+    let (values, noise) = (values(&headline.by_round), headline.noise);
+    let figure = Figure { unit: &headline.unit, better, headline: true, sample, values, noise };
+    figures.insert(&headline.name, figure);
     figures
 }
 
 /// Returns the sample, or `None` if a part is missing.
 fn sample(median: Option<f64>, min: Option<f64>, max: Option<f64>, rounds: usize) -> Option<Sample> {
-    Some(Sample { spread: Spread::whole(median?, min?, max?), rounds })
+    Some(Sample { spread: Spread { median: median?, min: min?, max: max? }, rounds })
 }
 
 /// Returns the direction called `name` in results.
@@ -337,14 +367,18 @@ fn changes(of_a: &Entry, of_b: &Entry, medians: bool) -> Vec<Change> {
             (Some(a), Some(b)) => a.unit == b.unit && a.better == b.better,
             _ => true,
         };
+        let both = of_figure_a.as_ref().zip(of_figure_b.as_ref());
+        let interval = both.and_then(|(a, b)| Interval::separate(&b.values, &a.values));
+        let noise = both.and_then(|(a, b)| a.noise.into_iter().chain(b.noise).reduce(f64::max));
         // B's definition of the figure comes first, because B is usually the newer file.
         let Some(figure) = of_figure_b.or(of_figure_a).filter(|_| a.is_some() || b.is_some()) else {
             continue;
         };
-        let verdict = match (a, b) {
-            (Some(a), Some(b)) if alike => verdict(a, b, figure.better),
-            _ => Verdict::Apart,
+        let (verdict, reason) = match (a, b) {
+            (Some(_), Some(_)) if alike => verdict(interval, noise, figure.better),
+            _ => (Verdict::Apart, None),
         };
+        let interval = interval.filter(|_| alike).map(|interval| [interval.low, interval.high]);
         let ratio = a.zip(b).map(|(a, b)| b.spread.median / a.spread.median);
         changes.push(Change {
             scenario: of_a.scenario.clone(),
@@ -354,6 +388,9 @@ fn changes(of_a: &Entry, of_b: &Entry, medians: bool) -> Vec<Change> {
             unit: figure.unit.into(),
             better: figure.better.name(),
             verdict,
+            reason,
+            interval: interval.filter(|ends| ends.iter().all(|end| end.is_finite())),
+            noise,
             ratio: ratio.filter(|ratio| alike && ratio.is_finite()),
             a,
             b,
@@ -362,14 +399,16 @@ fn changes(of_a: &Entry, of_b: &Entry, medians: bool) -> Vec<Change> {
     changes
 }
 
-fn verdict(a: Sample, b: Sample, better: Better) -> Verdict {
-    let is_rise = b.spread.median > a.spread.median;
-    match better {
-        _ if a.rounds.min(b.rounds) < LEAST_ROUNDS => Verdict::Unknown,
-        _ if a.spread.compared(b.spread) != Difference::Beyond => Verdict::Level,
-        Better::Neither => Verdict::Changed,
-        Better::Lower if is_rise => Verdict::Worse,
-        Better::Higher if !is_rise => Verdict::Worse,
-        Better::Lower | Better::Higher => Verdict::Better,
-    }
+fn verdict(interval: Option<Interval>, noise: Option<f64>, better: Better) -> (Verdict, Option<Reason>) {
+    let Some(interval) = interval else { return (Verdict::Unknown, Some(Reason::NoRounds)) };
+    let is_rise = interval.ratio > 1.0;
+    let verdict = match (interval.difference(noise), better) {
+        (Difference::Unknown(doubt), _) => return (Verdict::Unknown, Some(Reason::Doubt(doubt))),
+        (Difference::Level, _) => Verdict::Level,
+        (Difference::Beyond, Better::Neither) => Verdict::Changed,
+        (Difference::Beyond, Better::Lower) if is_rise => Verdict::Worse,
+        (Difference::Beyond, Better::Higher) if !is_rise => Verdict::Worse,
+        (Difference::Beyond, Better::Lower | Better::Higher) => Verdict::Better,
+    };
+    (verdict, None)
 }

@@ -113,7 +113,9 @@ fn check(report: &Report) -> Result<(), String> {
 
 fn check_rounds(entry: &Entry) -> Result<(), String> {
     let of_figures = entry.figures.values().filter_map(|figure| figure.rounds);
-    let rounds = of_figures.chain([entry.rounds, entry.headline.rounds]).max().unwrap_or(0);
+    let values = entry.figures.values().map(|figure| figure.by_round.len());
+    let of_headline = [entry.rounds, entry.headline.rounds, entry.headline.by_round.len()];
+    let rounds = of_figures.chain(values).chain(of_headline).max().unwrap_or(0);
     if rounds > MOST_ROUNDS {
         let [rounds, most] = [rounds, MOST_ROUNDS].map(|n| number::count(n as u64));
         return Err(format!(
@@ -126,15 +128,17 @@ fn check_rounds(entry: &Entry) -> Result<(), String> {
 fn check_figures(entry: &Entry) -> Result<(), String> {
     let headline = &entry.headline;
     let figures = entry.figures.iter().map(|(name, figure)| {
-        (name, &figure.unit, &figure.better, [figure.min, figure.median, figure.max, figure.value])
+        let spread = [figure.min, figure.median, figure.max, figure.value];
+        (name, &figure.unit, &figure.better, spread, (&figure.by_round, figure.noise))
     });
     let headline = (
         &headline.name,
         &headline.unit,
         &headline.better,
         [headline.min, headline.value, headline.max, None],
+        (&headline.by_round, headline.noise),
     );
-    for (figure, unit, direction, [min, median, max, value]) in figures.chain([headline]) {
+    for (figure, unit, direction, [min, median, max, value], (by_round, noise)) in figures.chain([headline]) {
         name(figure)?;
         if unit.chars().count() > 8 || unit.chars().any(char::is_control) {
             return Err(format!("{figure} has an unknown unit: {unit:?}"));
@@ -147,6 +151,9 @@ fn check_figures(entry: &Entry) -> Result<(), String> {
         let in_order: Vec<f64> = [Some(0.0), min, median, max].into_iter().flatten().collect();
         if !in_order.is_sorted() || value.is_some_and(|value| value < 0.0) {
             return Err(format!("{figure} is negative, or its min, median and max are not in order"));
+        }
+        if by_round.iter().flatten().any(|value| *value < 0.0) || noise.is_some_and(|noise| noise < 1.0) {
+            return Err(format!("{figure} has a round below zero, or a noise below 1"));
         }
     }
     Ok(())

@@ -2,21 +2,34 @@
 
 use super::read::parse;
 use super::text::text;
-use super::{Changes, Lone, Source, Verdict, compare};
+use super::{Changes, Lone, Reason, Source, Verdict, compare};
+use crate::interval::Doubt;
 use serde_json::{Value, json};
+
+/// Returns the values of `rounds` rounds with this median, minimum and maximum. The others lie close to the median.
+fn by_round([median, min, max]: [f64; 3], rounds: usize) -> Vec<f64> {
+    let ends = if rounds < 3 { vec![median; rounds] } else { vec![min, max] };
+    let between = (ends.len()..rounds).map(|_| median).collect();
+    [ends, between].concat()
+}
 
 /// Returns a figure of `rounds` rounds.
 fn figure(better: &str, [median, min, max]: [f64; 3], rounds: usize) -> Value {
-    json!({ "value": median, "median": median, "min": min, "max": max, "rounds": rounds, "unit": "us", "better": better })
+    let by_round = by_round([median, min, max], rounds);
+    json!({
+        "value": median, "median": median, "min": min, "max": max, "rounds": rounds, "unit": "us", "better": better,
+        "by_round": by_round,
+    })
 }
 
-/// Returns an entry with a headline of five rounds.
+/// Returns an entry with a headline of nine rounds.
 fn entry(scenario: &str, design: &str, [median, min, max]: [f64; 3], figures: Value) -> Value {
     json!({
-        "scenario": scenario, "design": design, "rmap": "none", "threads": 5, "rounds": 5, "round_seconds": 1.0,
+        "scenario": scenario, "design": design, "rmap": "none", "threads": 5, "rounds": 9, "round_seconds": 1.0,
         "seconds": 5.0, "latency_us": {}, "cpu_us_per_major_fault": null, "counters": {}, "figures": figures,
         "headline": {
-            "name": "bystander_p99", "value": median, "min": min, "max": max, "rounds": 5, "unit": "us", "better": "lower",
+            "name": "bystander_p99", "value": median, "min": min, "max": max, "rounds": 9, "unit": "us", "better": "lower",
+            "by_round": by_round([median, min, max], 9),
         },
     })
 }
@@ -60,26 +73,65 @@ const HIGH: [f64; 3] = [200.0, 190.0, 210.0];
 
 #[test]
 fn the_direction_decides_between_worse_and_better() {
-    assert_eq!(verdict_of("lower", 3, LOW, HIGH), (Verdict::Worse, Some(2.0)));
-    assert_eq!(verdict_of("lower", 3, HIGH, LOW), (Verdict::Better, Some(0.5)));
-    assert_eq!(verdict_of("higher", 3, LOW, HIGH), (Verdict::Better, Some(2.0)));
-    assert_eq!(verdict_of("higher", 3, HIGH, LOW), (Verdict::Worse, Some(0.5)));
-    assert_eq!(verdict_of("neither", 3, LOW, HIGH), (Verdict::Changed, Some(2.0)));
+    assert_eq!(verdict_of("lower", 9, LOW, HIGH), (Verdict::Worse, Some(2.0)));
+    assert_eq!(verdict_of("lower", 9, HIGH, LOW), (Verdict::Better, Some(0.5)));
+    assert_eq!(verdict_of("higher", 9, LOW, HIGH), (Verdict::Better, Some(2.0)));
+    assert_eq!(verdict_of("higher", 9, HIGH, LOW), (Verdict::Worse, Some(0.5)));
+    assert_eq!(verdict_of("neither", 9, LOW, HIGH), (Verdict::Changed, Some(2.0)));
 }
 
 #[test]
 fn noise_and_few_rounds_give_no_change() {
-    assert_eq!(verdict_of("lower", 3, LOW, [125.0, 120.0, 130.0]).0, Verdict::Level);
-    assert_eq!(verdict_of("lower", 3, LOW, [200.0, 105.0, 210.0]).0, Verdict::Level);
-    assert_eq!(verdict_of("lower", 2, LOW, HIGH).0, Verdict::Unknown);
+    assert_eq!(verdict_of("lower", 9, LOW, [100.5, 95.0, 108.0]).0, Verdict::Level);
+    assert_eq!(verdict_of("lower", 4, LOW, HIGH).0, Verdict::Unknown);
+    // Half of the rounds of B are as those of A.
+    let both = |value: f64| {
+        let mut entry = entry("page-fault", "faultless", LOW, json!({}));
+        entry["headline"]["by_round"] = json!([100.0, value, 100.0, value, value]);
+        result(&[entry])
+    };
+    let changes = changes(&both(100.0), &both(200.0));
+    assert_eq!(changes.figures[0].verdict, Verdict::Unknown);
+    assert_eq!(changes.figures[0].reason, Some(Reason::Doubt(Doubt::Wide)));
+}
+
+#[test]
+fn a_change_that_twins_of_either_file_have_too_is_unknown() {
+    let with = |sample, noise: Value| {
+        let mut entry = entry("page-fault", "faultless", sample, json!({}));
+        entry["headline"]["noise"] = noise;
+        result(&[entry])
+    };
+    let changed = |in_a: Value, in_b: Value| {
+        let changes = changes(&with(LOW, in_a), &with(HIGH, in_b));
+        (changes.figures[0].verdict, changes.figures[0].reason, changes.figures[0].noise)
+    };
+    assert_eq!(changed(Value::Null, Value::Null), (Verdict::Worse, None, None));
+    assert_eq!(changed(1.2.into(), 1.1.into()), (Verdict::Worse, None, Some(1.2)));
+    let twins = Some(Reason::Doubt(Doubt::Twins));
+    assert_eq!(changed(2.5.into(), Value::Null), (Verdict::Unknown, twins, Some(2.5)));
+    assert_eq!(changed(1.1.into(), 2.5.into()), (Verdict::Unknown, twins, Some(2.5)));
+}
+
+#[test]
+fn a_file_without_values_of_single_rounds_has_no_verdict() {
+    let mut old = entry("page-fault", "faultless", LOW, json!({}));
+    old["headline"].as_object_mut().expect("an object").remove("by_round");
+    let changes = changes(&result(&[old]), &result(&[entry("page-fault", "faultless", HIGH, json!({}))]));
+    let change = &changes.figures[0];
+    assert_eq!((change.verdict, change.reason), (Verdict::Unknown, Some(Reason::NoRounds)));
+    assert_eq!((change.ratio, change.interval), (Some(2.0), None));
+    let text = text(&changes, false, 80);
+    assert!(text.contains("\nUnknown, a file has no values of single rounds: 1 figure.\n"), "{text}");
+    assert!(json!(changes)["figures"][0]["reason"] == "no-rounds");
 }
 
 #[test]
 fn zero_has_no_ratio_and_differs_by_more_than_any() {
     let none = [0.0, 0.0, 0.0];
-    assert_eq!(verdict_of("lower", 3, none, LOW), (Verdict::Worse, None));
-    assert_eq!(verdict_of("lower", 3, LOW, none), (Verdict::Better, Some(0.0)));
-    assert_eq!(verdict_of("lower", 3, none, none), (Verdict::Level, None));
+    assert_eq!(verdict_of("lower", 9, none, LOW), (Verdict::Worse, None));
+    assert_eq!(verdict_of("lower", 9, LOW, none), (Verdict::Better, Some(0.0)));
+    assert_eq!(verdict_of("lower", 9, none, none), (Verdict::Level, None));
     let of = |sample| result(&[entry("page-fault", "faultless", sample, json!({}))]);
     let changes = changes(&of(none), &of(LOW));
     assert_eq!(changes.worse_by_more_than(1e6), 1);
@@ -89,7 +141,7 @@ fn zero_has_no_ratio_and_differs_by_more_than_any() {
 #[test]
 fn the_largest_loss_comes_first_and_neither_never_fails() {
     let with = |headline, times: f64| {
-        let times = |name: &str, better| (name.to_string(), figure(better, LOW.map(|n| n * times), 5));
+        let times = |name: &str, better| (name.to_string(), figure(better, LOW.map(|n| n * times), 9));
         let figures: serde_json::Map<_, _> =
             [times("wait", "lower"), times("rate", "higher"), times("count", "neither")]
                 .into_iter()
@@ -122,7 +174,7 @@ fn old_results_are_compared_by_values_of_all_rounds() {
     };
     let changes = changes(&with(100.0, None), &with(120.0, Some(300.0)));
     let change = changes.figures.iter().find(|change| change.figure == "it").expect("the figure");
-    assert_eq!((change.ratio, change.a.map(|a| a.rounds)), (Some(1.2), Some(5)));
+    assert_eq!((change.ratio, change.a.map(|a| a.rounds)), (Some(1.2), Some(9)));
     assert!(!changes.medians && text(&changes, false, 80).contains("no medians"));
 }
 
@@ -224,7 +276,9 @@ fn the_longest_names_and_numbers_fit_100_columns_and_usual_ones_80() {
 
 #[test]
 fn a_file_that_is_no_result_is_refused_with_the_reason() {
-    let whole = result(&[entry("page-fault", "faultless", LOW, json!({ "it": figure("lower", LOW, 5) }))]);
+    let mut noisy = figure("lower", LOW, 5);
+    noisy["noise"] = 1.1.into();
+    let whole = result(&[entry("page-fault", "faultless", LOW, json!({ "it": noisy }))]);
     let text = serde_json::to_string_pretty(&whole).expect("JSON");
     let refused = |text: &str| parse(text.as_bytes()).expect_err("it is refused");
     assert!(refused(&text[..text.len() / 2]).starts_with("it is cut off: it ends at line "));
@@ -253,6 +307,8 @@ fn a_file_that_is_no_result_is_refused_with_the_reason() {
     assert!(refused_with("/results/0/figures/it/unit", "\u{9b}".into()).contains("an unknown unit"));
     assert!(refused_with("/results/0/headline/min", 101.into()).contains("not in order"));
     assert!(refused_with("/results/0/figures/it/min", (-1).into()).contains("not in order"));
+    assert!(refused_with("/results/0/figures/it/by_round/0", (-1).into()).contains("a round below zero"));
+    assert!(refused_with("/results/0/figures/it/noise", 0.5.into()).contains("a noise below 1"));
     let twice = [whole["results"][0].clone(), whole["results"][0].clone()];
     assert_eq!(refused(&result(&twice).to_string()), "it has page-fault under faultless twice");
 }
@@ -311,23 +367,24 @@ fn no_line_is_wider_than_80_columns_or_the_screen() {
 
 #[test]
 fn the_text_has_titles_and_tells_level_from_unknown() {
-    let figures = |fork, faults| json!({ "fork_p99": figure("lower", fork, 5), "of_later": figure("higher", faults, 5) });
+    let figures = |fork, faults| json!({ "fork_p99": figure("lower", fork, 9), "of_later": figure("higher", faults, 5) });
     let with = |fork, faults| result(&[entry("fork-during-io", "faultless", LOW, figures(fork, faults))]);
-    let (a, b) = (with(LOW, LOW), with([99.8, 90.0, 110.0], [140.0, 100.0, 210.0]));
+    let (a, b) = (with(LOW, LOW), with([99.8, 90.0, 110.0], [140.0, 90.0, 210.0]));
     let changes = changes(&a, &b);
     let all = text(&changes, true, 80);
     let wanted = "
-Unknown, the rounds overlap: 1 figure
+Unknown, the interval of the ratio is too wide: 1 figure
 fork-during-io under faultless
-  1.40× higher  of_later  100 µs (90.0–110) → 140 µs (100–210)
+  1.40× higher  of_later  100 µs (90.0–110) → 140 µs (90.0–210)
 
-Level, less than 1.3 times apart: 2 figures
+Level, the interval of the ratio contains 1 and is narrower than 1.2 times: 2
+figures
 fork-during-io under faultless
   equal  fork p99       100 µs (90.0–110) → 99.8 µs (90.0–110)
   equal  bystander p99  100 µs (90.0–110) → 100 µs (90.0–110)
 ";
     assert!(all.contains(wanted), "{all}");
     let short = text(&changes, false, 80);
-    let wanted = "\nUnknown, the rounds overlap: 1 figure.\nLevel, less than 1.3 times apart: 2 figures.\n";
+    let wanted = "\nUnknown, the interval of the ratio is too wide: 1 figure.\nLevel, ";
     assert!(short.contains(wanted), "{short}");
 }

@@ -1,8 +1,8 @@
 //! The comparison as text, for a width of at most 80 columns.
 
 use super::read::{one_line, shortened};
-use super::{Change, Changes, Lone, Sample, Setting, Side, Verdict};
-use crate::measure::{LEAST_ROUNDS, NOISE};
+use super::{Change, Changes, Lone, Reason, Sample, Setting, Side, Verdict};
+use crate::interval::{Doubt, LEAST_ROUNDS, LEVEL_WIDTH};
 use crate::report::number;
 use crate::scenarios::Unit;
 use serde_json::Value;
@@ -45,11 +45,19 @@ pub(super) fn text(changes: &Changes, all: bool, width: usize) -> String {
     ] {
         text.push_str(&section(&changes.with(verdict).collect::<Vec<_>>(), &title, width));
     }
-    let (overlapping, level) = changes.with(Verdict::Level).partition(|change| change.is_overlapping());
-    let rest: [(Vec<&Change>, String); 4] = [
-        (changes.with(Verdict::Unknown).collect(), format!("Unknown, fewer than {LEAST_ROUNDS} rounds")),
-        (overlapping, "Unknown, the rounds overlap".to_string()),
-        (level, format!("Level, less than {NOISE} times apart")),
+    let unknown =
+        |reason| changes.with(Verdict::Unknown).filter(move |change| change.reason == Some(reason)).collect();
+    let level =
+        format!("Level, the interval of the ratio contains 1 and is narrower than {LEVEL_WIDTH} times");
+    let rest: [(Vec<&Change>, String); 6] = [
+        (unknown(Reason::Doubt(Doubt::FewRounds)), format!("Unknown, fewer than {LEAST_ROUNDS} rounds")),
+        (unknown(Reason::NoRounds), "Unknown, a file has no values of single rounds".to_string()),
+        (unknown(Reason::Doubt(Doubt::Wide)), "Unknown, the interval of the ratio is too wide".to_string()),
+        (
+            unknown(Reason::Doubt(Doubt::Twins)),
+            "Unknown, designs of the same code differ as much".to_string(),
+        ),
+        (changes.with(Verdict::Level).collect(), level),
         (
             changes.with(Verdict::Apart).collect(),
             "Not compared, in one file only or in different units".to_string(),

@@ -61,7 +61,7 @@ fn cell(cell: &Cell, column: &Column, has_spread: bool) -> Markup {
     let range =
         whole.as_deref().and_then(|whole| whole.split_once(" (")).map(|(_, range)| format!("({range}"));
     html! {
-        td class=(class(cell)) title=[whole.as_ref()] {
+        td class=(class(cell)) title=[title(cell, whole.as_deref())] {
             (value)
             @if let Some(mark) = mark(cell) { span.mark { " " (mark) } }
             @if let Some(range) = range.filter(|_| has_spread) { br; span.dim { (range) } }
@@ -69,20 +69,35 @@ fn cell(cell: &Cell, column: &Column, has_spread: bool) -> Markup {
     }
 }
 
+/// Returns the spread of a cell, and the interval of its ratio to the best.
+fn title(cell: &Cell, whole: Option<&str>) -> Option<String> {
+    let worse = cell.worse.filter(|worse| cell.class != Class::Best && worse.low < worse.high);
+    let whole = whole?;
+    Some(match worse.filter(|worse| worse.low > 0.0 && worse.high.is_finite()) {
+        Some(worse) => {
+            let [low, high] = [worse.low, worse.high].map(number::times);
+            format!("{whole}; worse than the best by {low} to {high}")
+        }
+        None => whole.into(),
+    })
+}
+
 /// Returns the comparison with the best in words, for readers who cannot see the colours.
 fn mark(cell: &Cell) -> Option<String> {
     match cell.class {
         Class::Best => Some("best".into()),
         Class::Level => Some("level".into()),
-        Class::Unknown | Class::TooFew => cell.times_worse.map(|times| format!("?{}", number::times(times))),
-        Class::Between | Class::Worse => Some(cell.times_worse.map_or("worse".into(), number::times)),
-        Class::Elsewhere => cell.times_worse.map(number::times),
+        Class::Unknown | Class::TooFew => {
+            cell.times_worse().map(|times| format!("?{}", number::times(times)))
+        }
+        Class::Between | Class::Worse => Some(cell.times_worse().map_or("worse".into(), number::times)),
+        Class::Elsewhere => cell.times_worse().map(number::times),
         Class::NotCompared | Class::NotMeasured | Class::NotRun(_) => None,
     }
 }
 
 fn class(cell: &Cell) -> &'static str {
-    match (&cell.class, cell.times_worse) {
+    match (&cell.class, cell.times_worse()) {
         (Class::Best, _) => "h-best",
         (Class::Level, _) => "h-level",
         (Class::Between | Class::Worse, Some(times)) if times < 2.0 => "h-1",
@@ -99,8 +114,8 @@ fn class(cell: &Cell) -> &'static str {
 pub(super) fn key() -> Markup {
     const KEY: [(&str, &str); 7] = [
         ("h-best", "best"),
-        ("h-level", "level: less than 1.3× worse than the best"),
-        ("h-few", "?: unknown, the rounds overlap with those of the best, or are too few"),
+        ("h-level", "level: the interval of the ratio to the best contains 1 and is narrow"),
+        ("h-few", "?: unknown, the interval is too wide, twins differ as much, or the rounds are too few"),
         ("h-1", "worse, below 2×"),
         ("h-2", "2× to 5×"),
         ("h-3", "5× to 20×"),

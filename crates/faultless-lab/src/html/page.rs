@@ -5,8 +5,8 @@ use super::{distribution, heat, look, timeline, waits};
 use crate::compare::{Outcome, Plan, Run};
 use crate::contender::Contender;
 use crate::designs::LeafTables;
+use crate::interval::{LEAST_ROUNDS, LEVEL_WIDTH};
 use crate::json::Machine;
-use crate::measure::{LEAST_ROUNDS, NOISE};
 use crate::report::number;
 use crate::report::view::{Kind, ScenarioView, TourView, Verdict, View};
 use crate::scenarios::{self, Unit};
@@ -114,10 +114,10 @@ fn top(view: &View, outcome: &Outcome, plan: &Plan) -> Markup {
 
 /// Draws the contents of the first screen.
 fn first(view: &View, glance: Option<&TourView>, outcome: &Outcome, facts: &Facts<'_>) -> Markup {
-    let (verdicts, notes) = match (glance, &view.scenarios[..]) {
-        (Some(glance), _) => (&glance.verdicts[..], &glance.notes[..]),
-        (None, [scenario]) => (&scenario.verdicts[..], &scenario.notes[..]),
-        (None, _) => (&[][..], &[][..]),
+    let (verdicts, notes, noise) = match (glance, &view.scenarios[..]) {
+        (Some(glance), _) => (&glance.verdicts[..], &glance.notes[..], &*glance.noise),
+        (None, [scenario]) => (&scenario.verdicts[..], &scenario.notes[..], &*scenario.noise),
+        (None, _) => (&[][..], &[][..], ""),
     };
     html! {
         section.first {
@@ -127,7 +127,8 @@ fn first(view: &View, glance: Option<&TourView>, outcome: &Outcome, facts: &Fact
             }
             div.card {
                 h2 { "Is it noise?" }
-                p { (noise(outcome)) }
+                p { (rule(outcome)) }
+                p { (noise) }
                 h2 { "How to repeat it" }
                 pre { code { (facts.command) } }
                 p.dim { (machine(facts)) }
@@ -150,13 +151,13 @@ fn first(view: &View, glance: Option<&TourView>, outcome: &Outcome, facts: &Fact
 }
 
 /// States the rule of noise, and whether the run had enough rounds for it.
-fn noise(outcome: &Outcome) -> String {
-    let ran = outcome.runs.iter().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0);
-    let rounds = ran.min().unwrap_or(0);
+fn rule(outcome: &Outcome) -> String {
+    let ran = || outcome.runs.iter().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0);
+    let (rounds, most) = (ran().min().unwrap_or(0), ran().max().unwrap_or(0));
     let rule = format!(
-        "A figure is the median of the rounds. A difference counts if it is {NOISE} times or more and the rounds of the two designs \
-         do not overlap; a fifth of the rounds at each end, which other load may have disturbed, is left out. A smaller difference is called level. A larger one whose rounds overlap is called \
-         unknown."
+        "A figure is the median of the rounds. Two designs are compared by the ratios of neighbouring rounds: the median, with a \
+         confidence interval of 95 %. A difference counts if the whole interval lies on one side of 1, and beyond the difference \
+         of twins. A result is level if the interval contains 1 and is narrower than {LEVEL_WIDTH} times. All else is unknown."
     );
     let here = match rounds {
         few if few < LEAST_ROUNDS => {
@@ -165,7 +166,8 @@ fn noise(outcome: &Outcome) -> String {
                 plural(few, "round")
             )
         }
-        rounds => format!("This run has {} for each design.", plural(rounds, "round")),
+        rounds if rounds == most => format!("This run has {} for each design.", plural(rounds, "round")),
+        rounds => format!("This run has {rounds} to {most} rounds for each design."),
     };
     format!("{rule} {here}")
 }
@@ -211,6 +213,7 @@ fn section(view: &ScenarioView, runs: &[&Run], is_alone: bool) -> Markup {
             // If there is only one scenario, they are on the first screen.
             @if !is_alone {
                 (verdicts(&view.verdicts))
+                p.dim { (view.noise) }
                 @if !view.notes.is_empty() { ul.notes { @for note in &view.notes { li { (note) } } } }
             }
             h3 { "Distributions of latency" }
@@ -344,10 +347,13 @@ mod tests {
         for wanted in [
             "<span class=\"tag v-loss\">loss</span>",
             "class=\"h-best\"",
-            "9.81 ms (9.81–9.81)\">9.81 ms<span class=\"mark\"> 8.16×</span>",
+            // The interval of the ratio stands in the title of a cell.
+            "; worse than the best by 7.",
+            "<span class=\"mark\"> 8.",
+            "Twins run the same code: vma-lock, vma-lock-retry and vma-lock-hold.",
             "Linux &lt;6&gt; x86_64, 2 processors, 8.0 GiB of memory, 2027-01-15T08:00:00Z",
             "<code>faultless compare --file 'a&amp;b'</code>",
-            "This run has 3 rounds for each design.",
+            "This run has 5 rounds for each design.",
             "No operation was recorded.",
             "on a software machine with",
         ] {

@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_spread_has_one_scale() {
-        let of = |median, min, max| spread(Spread::whole(median, min, max), Unit::Micros);
+        let of = |median, min, max| spread(Spread { median, min, max }, Unit::Micros);
         assert_eq!(of(1200.0, 980.0, 1400.0), "1.20 ms (0.98–1.40)");
         assert_eq!(of(120.0, 120.0, 120.0), "120 µs");
         assert_eq!(of(120.0, 98.0, 15_873.0), "120 µs (98.0–15900)");

@@ -10,7 +10,7 @@ pub(crate) use grid::paragraph;
 pub use lists::{designs, scenarios};
 
 use crate::designs;
-use crate::measure::{LEAST_ROUNDS, NOISE};
+use crate::interval::{LEAST_ROUNDS, LEVEL_WIDTH};
 use crate::report::command::Command;
 use crate::report::number;
 use crate::report::view::{Kind, ScenarioView, TourView, Verdict, View, Waits};
@@ -105,16 +105,19 @@ fn joined(parts: Vec<String>) -> String {
 fn at_a_glance(tour: &TourView, options: &Options<'_>, screen: Screen) -> String {
     let (designs, scenarios) = (tour.matrix.rows.len(), tour.matrix.columns.len());
     let s = |n: usize| if n == 1 { "" } else { "s" };
+    let rounds = match tour.rounds {
+        (least, most) if least == most => number::plural(least, "round"),
+        (least, most) => format!("{least} to {most} rounds"),
+    };
     let title = format!(
-        "{} scenario{} under {} locking design{}. Each column has its own unit. Medians of {}.",
+        "{} scenario{} under {} locking design{}. Each column has its own unit. Medians of {rounds}.",
         capital(number::word(scenarios)),
         s(scenarios),
         number::word(designs),
         s(designs),
-        number::plural(tour.rounds, "round"),
     );
     let drawn = figures::matrix(&tour.matrix, screen);
-    let table = with_legend(&drawn, screen);
+    let table = with_legend(&drawn, &tour.noise, screen);
     let mut notes = notes(&drawn, &tour.notes, options, screen);
     notes.push(checked(&tour.checked, screen));
     joined(vec![paragraph(&title, screen.width), table, verdicts(&tour.verdicts, screen), notes.join("\n")])
@@ -128,7 +131,7 @@ fn one_scenario(view: &ScenarioView, options: &Options<'_>, screen: Screen) -> S
     } else {
         figures::main_figures(&view.figures, screen)
     };
-    let mut parts = vec![head.join("\n"), with_legend(&drawn, screen)];
+    let mut parts = vec![head.join("\n"), with_legend(&drawn, &view.noise, screen)];
     if !view.waits.is_empty() {
         parts.push(waits(&view.waits, options, screen));
     }
@@ -155,8 +158,9 @@ fn checked(checked: &[String], screen: Screen) -> String {
     paragraph(&format!("Checked without an error: {}.", checked.join("; ")), screen.width)
 }
 
-/// Returns a table, with the meaning of its marks and the titles of the dropped columns below it.
-fn with_legend(drawn: &Drawn, screen: Screen) -> String {
+/// Returns a table. Below it stand the meaning of its marks, the noise between twins, and the titles of the dropped
+/// columns.
+fn with_legend(drawn: &Drawn, noise: &str, screen: Screen) -> String {
     let mut lines = Vec::new();
     let mut text = String::new();
     if drawn.has_spreads {
@@ -166,16 +170,21 @@ fn with_legend(drawn: &Drawn, screen: Screen) -> String {
         text.push_str("1.50×: 1.5 times worse than the best of the column. ");
     }
     if drawn.has_level {
-        text.push_str(&format!("≈: level, less than {NOISE} times worse than the best. "));
+        text.push_str(&format!(
+            "≈: level, the interval of the ratio contains 1 and is narrower than {LEVEL_WIDTH} times. "
+        ));
     }
     if drawn.has_unknown {
-        text.push_str("?: unknown, because the rounds overlap with those of the best. ");
+        text.push_str("?: unknown, the interval is too wide, or twins differ as much. ");
     }
     if drawn.has_few {
         text.push_str(&format!("?: unknown, because there are fewer than {LEAST_ROUNDS} rounds. "));
     }
     if !text.is_empty() {
         lines.push(paragraph(text.trim_end(), screen.width));
+    }
+    if drawn.is_compared {
+        lines.push(paragraph(noise, screen.width));
     }
     if !drawn.dropped.is_empty() {
         let text = format!("Not shown in {} columns: {}.", screen.width, drawn.dropped.join("; "));
@@ -222,7 +231,11 @@ fn verdicts(verdicts: &[Verdict], screen: Screen) -> String {
             meanings.push(meaning);
         }
     }
-    let legend = format!("{} against its best rival: {}.", designs::OURS, meanings.join(", "));
+    let legend = format!(
+        "{} against its best rival: {}. In brackets the ratio and its 95 % interval.",
+        designs::OURS,
+        meanings.join(", ")
+    );
     let has_verdict = verdicts.iter().any(|verdict| verdict.kind != Kind::Note);
     let legend = if has_verdict { paragraph(&legend, screen.width) + "\n" } else { String::new() };
     legend + &items(verdicts.iter().map(line), screen)

@@ -68,6 +68,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[],
     threads: 2,
     work: "all change; or half change and half write new pages",
+    does_io: false,
     kind: Kind::DisjointChange,
 };
 

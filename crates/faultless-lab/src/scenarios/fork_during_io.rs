@@ -59,6 +59,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[("fork", 50.0), ("bystander", 499.0)],
     threads: 5,
     work: "three in five fault on the file, the others write stamps",
+    does_io: true,
     kind: Kind::ForkDuringIo,
 };
 

@@ -49,6 +49,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[],
     threads: 2,
     work: "each writes new pages",
+    does_io: false,
     kind: Kind::GiantVma,
 };
 

@@ -60,6 +60,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[],
     threads: 2,
     work: "each maps, writes, unmaps; the others sleep",
+    does_io: false,
     kind: Kind::ManyThreads,
 };
 

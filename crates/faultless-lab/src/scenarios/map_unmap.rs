@@ -45,6 +45,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[],
     threads: 2,
     work: "each maps, writes, unmaps",
+    does_io: false,
     kind: Kind::MapUnmap,
 };
 

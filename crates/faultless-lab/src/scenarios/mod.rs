@@ -60,6 +60,8 @@ pub struct Scenario {
     pub threads: usize,
     /// The work of those threads, in a few words.
     pub work: &'static str,
+    /// Whether faults wait for I/O. If not, designs that differ only by their I/O run the same code.
+    pub does_io: bool,
     kind: Kind,
 }
 
@@ -68,6 +70,11 @@ impl Scenario {
     pub fn is_measured(&self, measured: &Measured) -> bool {
         let compared = self.figures.iter().filter(|figure| figure.better != Better::Neither);
         std::iter::once(&self.headline).chain(compared).any(|figure| (figure.of)(measured).is_some())
+    }
+
+    /// Returns the headline and the further figures.
+    pub fn all_figures(&self) -> impl Iterator<Item = &Figure> {
+        std::iter::once(&self.headline).chain(self.figures)
     }
 }
 
@@ -337,5 +344,19 @@ impl Prepared {
         let variant = if syscall { Variant::SystemCall } else { Variant::Access };
         let job = Job { scenario: self.scenario.name, turn, file, variant, memory_limit: None };
         native::round(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scenario_does_io_if_it_maps_a_file() {
+        for scenario in ALL {
+            let prepared = scenario.prepare(&Settings::default()).expect("the defaults suit each scenario");
+            assert_eq!(prepared.needs().file_bytes.is_some(), scenario.does_io, "{}", scenario.name);
+            assert_eq!(prepared.file().is_some(), scenario.does_io, "{}", scenario.name);
+        }
     }
 }

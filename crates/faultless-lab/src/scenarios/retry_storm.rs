@@ -12,9 +12,7 @@
 use super::actors::{Round, ended, stand_by};
 use super::contents::{Page, TestFile, mix, pick};
 use super::faults::MajorFaults;
-use super::figure::{
-    BYSTANDER_P99, CPU_EACH, FAULT_P50, FAULT_P99, Figure, MMAP_LOCK_EACH, VMA_LOCK_EACH,
-};
+use super::figure::{BYSTANDER_P99, CPU_EACH, FAULT_P50, FAULT_P99, Figure, MMAP_LOCK_EACH, VMA_LOCK_EACH};
 use super::{Kind, Needs, Play, Scenario, Settings, Turn};
 use crate::machine::{Machine, Memory};
 use crate::measure::Measured;
@@ -43,13 +41,16 @@ pub(super) const SCENARIO: Scenario = Scenario {
         VMA_LOCK_EACH,
         // As a patch series of April 2026 counts them in /proc/vmstat.
         Figure::each("retry_mmap_drop", "RETRY_MMAP_DROP per fault", |m| m.ratio("retries", "major_faults")),
-        Figure::each("retry_io_miss", "RETRY_IO_MISS per fault", |m| m.ratio("retries_page_gone", "major_faults")),
+        Figure::each("retry_io_miss", "RETRY_IO_MISS per fault", |m| {
+            m.ratio("retries_page_gone", "major_faults")
+        }),
     ],
     checked: &[("pages_checked", "pages of the file, byte by byte")],
     missed: &[("bystander_missed", "bystander operations did not start on time")],
     rates: &[("bystander", 500.0)],
     threads: 64,
     work: "each reads random pages",
+    does_io: true,
     kind: Kind::RetryStorm,
 };
 

@@ -50,6 +50,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[],
     threads: 8,
     work: "each touches the same pages",
+    does_io: true,
     kind: Kind::SameFolio,
 };
 

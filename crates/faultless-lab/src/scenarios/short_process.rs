@@ -39,6 +39,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     rates: &[],
     threads: 1,
     work: "each forks",
+    does_io: false,
     kind: Kind::ShortProcess,
 };
 

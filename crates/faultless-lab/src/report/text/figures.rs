@@ -18,6 +18,8 @@ pub(super) struct Drawn {
     pub has_unknown: bool,
     pub has_few: bool,
     pub has_elsewhere: bool,
+    /// Whether a figure is compared with another one.
+    pub is_compared: bool,
 }
 
 /// The lines of a cell. A narrow screen takes more lines.
@@ -81,8 +83,11 @@ fn drawn(text: String, figures: &Figures, dropped: Vec<String>) -> Drawn {
         has_ratios: has(|cell| matches!(cell.class, Class::Between | Class::Worse)),
         has_level: has(|cell| cell.class == Class::Level),
         has_unknown: has(|cell| cell.class == Class::Unknown),
-        has_few: has(|cell| cell.class == Class::TooFew && cell.times_worse.is_some()),
+        has_few: has(|cell| cell.class == Class::TooFew && cell.times_worse().is_some()),
         has_elsewhere: has(|cell| cell.class == Class::Elsewhere),
+        is_compared: has(|cell| {
+            matches!(cell.class, Class::Level | Class::Unknown | Class::Between | Class::Worse)
+        }),
     }
 }
 
@@ -152,7 +157,7 @@ fn value(cell: &Cell, column: &Column, with_spread: bool) -> (String, Option<Str
 /// Returns the comparison with the best, readable without colour.
 fn mark(cell: &Cell) -> String {
     let times = |around: fn(String) -> String| {
-        cell.times_worse.map_or(String::new(), |times| around(number::times(times)))
+        cell.times_worse().map_or(String::new(), |times| around(number::times(times)))
     };
     match cell.class {
         Class::Best => "best".into(),

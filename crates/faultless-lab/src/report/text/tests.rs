@@ -105,9 +105,9 @@ fn details_show_every_figure_and_every_cause() {
 #[test]
 fn a_narrow_screen_keeps_every_figure_and_every_cause_in_more_lines() {
     let name = "vma-lock-retry-uptodate";
-    let mut waiter = run(name, &[80_100, 90_200, 99_300], 1);
-    waiter.total.count("page_bit_wait_preempted_ns", 9_000_000);
-    let runs = [waiter, run("faultless", &[100, 110, 120], 1)];
+    let mut waiter = run(name, &[80_100, 90_100, 90_200, 90_300, 99_300], 1);
+    waiter.total.count("page_bit_wait_preempted_ns", 15_000_000);
+    let runs = [waiter, run("faultless", &[100, 109, 110, 111, 120], 1)];
     let outcome = Outcome { runs: runs.into(), interrupted: false, round: Duration::from_secs(1) };
     let view = View::new(&outcome, &Plan { is_tour: false, ..tour().1 });
     let lines = |width| {
@@ -136,7 +136,7 @@ fn only_three_causes_of_waiting_are_shown_the_largest_first() {
     }
     let runs = [waiter, run("faultless", &[100, 100], 1)];
     let plan = Plan { is_tour: false, ..tour().1 };
-    let outcome = Outcome { runs: runs.into(), interrupted: false, round: plan.rounds().1 };
+    let outcome = Outcome { runs: runs.into(), interrupted: false, round: plan.pace().length };
     let text = |details| {
         let options = Options { details, ..options() };
         report(&View::new(&outcome, &plan), &options, plain(100))

@@ -1,8 +1,10 @@
 //! Compares the figures of designs with the best one.
 
 use crate::compare::Run;
+use crate::comparison::{Compared, Comparison};
 use crate::contender::Contender;
-use crate::measure::{Difference, LEAST_ROUNDS, Spread};
+use crate::interval::{Difference, Doubt, Interval};
+use crate::measure::Spread;
 use crate::scenarios::{Better, Figure, Scenario, Unit};
 
 /// The ratio from which a figure counts as much worse.
@@ -32,6 +34,8 @@ pub struct Column {
     pub better: Better,
     /// Whether it is shown only with `--details`.
     pub is_detail: bool,
+    /// The greatest ratio between designs that run the same code; `None` if there are none.
+    pub noise: Option<f64>,
 }
 
 /// The figures of a design.
@@ -54,9 +58,9 @@ pub struct Cell {
     pub spread: Option<Spread>,
     /// The value for all rounds together.
     pub total: Option<f64>,
-    /// The ratio of the median to the best one of the column, as a factor by which it is worse: 1 for the best
-    /// itself. `None` if designs are not compared by the figure, or the divisor is zero.
-    pub times_worse: Option<f64>,
+    /// The ratio to the best one of the column, as a factor by which it is worse, by pairs of rounds: 1 for the best
+    /// itself. `None` if designs are not compared by the figure.
+    pub worse: Option<Interval>,
     /// The result of the comparison with the best.
     pub class: Class,
 }
@@ -66,9 +70,9 @@ pub struct Cell {
 pub enum Class {
     /// It is the best.
     Best,
-    /// Less than [`NOISE`](crate::measure::NOISE) times worse.
+    /// The interval of the ratio contains 1, and is narrow.
     Level,
-    /// Worse by more, but its rounds overlap with those of the best. The difference may be chance.
+    /// The interval is wide, or designs that run the same code differ as much. The difference may be chance.
     Unknown,
     /// Worse beyond noise, but less than twice as bad.
     Between,
@@ -92,8 +96,7 @@ impl Figures {
         let scenario = runs[0].scenario;
         let designs: Vec<Contender> = runs.iter().map(|run| run.contender).collect();
         let runs: Vec<Option<&Run>> = runs.iter().copied().map(Some).collect();
-        let figures = std::iter::once(&scenario.headline).chain(scenario.figures);
-        Self::new(&designs, figures.map(|figure| (Column::new(scenario, figure), cells(&runs, figure))))
+        Self::new(&designs, scenario.all_figures().map(|figure| column(scenario, &runs, figure)))
     }
 
     /// Creates the table of the headlines of several scenarios.
@@ -104,7 +107,7 @@ impl Figures {
             let of =
                 |design: &Contender| runs.iter().copied().find(|run| run.contender.name() == design.name());
             let (scenario, runs) = (runs[0].scenario, designs.iter().map(of).collect::<Vec<_>>());
-            (Column::new(scenario, &scenario.headline), cells(&runs, &scenario.headline))
+            column(scenario, &runs, &scenario.headline)
         });
         Self::new(&designs, columns)
     }
@@ -137,65 +140,52 @@ impl Figures {
     }
 }
 
-impl Column {
-    fn new(scenario: &Scenario, figure: &Figure) -> Self {
-        let Figure { name, title, unit, better, is_detail, .. } = *figure;
-        Self { scenario: scenario.name, name, title, unit, better, is_detail }
+impl Cell {
+    /// Returns the factor by which the figure is worse than the best; `None` if there is none, or the divisor is zero.
+    pub fn times_worse(&self) -> Option<f64> {
+        self.worse.map(|worse| worse.ratio).filter(|ratio| ratio.is_finite())
     }
 }
 
-/// Returns the cell of each run for one figure. A run is `None` if its design was not reached.
-fn cells(runs: &[Option<&Run>], figure: &Figure) -> Vec<Cell> {
-    let here = runs.iter().flatten().filter(|run| !run.contender.is_native());
-    let spreads = here.filter_map(|run| Some((run.contender.name(), run.spread(figure.of)?)));
-    let best = best_of(spreads, figure.better).filter(|_| figure.better != Better::Neither);
-    let best_rounds = best.map_or(0, |(name, _)| {
-        let best = runs.iter().flatten().find(|run| run.contender.name() == name);
-        best.map_or(0, |run| rounds(run, figure))
-    });
-    let cell = |run: &Option<&Run>| {
-        let spread = run.and_then(|run| run.spread(figure.of));
-        let total = run.and_then(|run| (figure.of)(&run.total));
-        let times_worse = spread
-            .zip(best)
-            .and_then(|(mine, (_, best))| times_worse(mine.median, best.median, figure.better));
-        let class = match (run, spread, best) {
-            (Some(Run { skipped: Some(reason), rounds, .. }), ..) if rounds.is_empty() => {
-                Class::NotRun(reason.clone())
-            }
-            (None, ..) | (_, None, _) => Class::NotMeasured,
-            (Some(run), ..) if run.contender.is_native() => Class::Elsewhere,
-            (_, _, None) => Class::NotCompared,
-            (Some(run), ..) if rounds(run, figure).min(best_rounds) < LEAST_ROUNDS => Class::TooFew,
-            (Some(run), _, Some((name, _))) if run.contender.name() == name => Class::Best,
-            (_, Some(mine), Some((_, best))) => match mine.compared(best) {
-                Difference::Level => Class::Level,
-                Difference::Unknown => Class::Unknown,
-                Difference::Beyond if times_worse.is_some_and(|times| times < MUCH) => Class::Between,
-                Difference::Beyond => Class::Worse,
-            },
-        };
-        Cell { spread, total, times_worse, class }
+/// Returns the column of a figure, with the cell of each run. A run is `None` if its design was not reached.
+fn column(scenario: &Scenario, runs: &[Option<&Run>], figure: &Figure) -> (Column, Vec<Cell>) {
+    let there: Vec<&Run> = runs.iter().copied().flatten().collect();
+    let comparison = Comparison::new(&there, figure);
+    let Figure { name, title, unit, better, is_detail, .. } = *figure;
+    let noise = comparison.noise;
+    let column = Column { scenario: scenario.name, name, title, unit, better, is_detail, noise };
+    (column, runs.iter().map(|run| cell(*run, figure, &comparison)).collect())
+}
+
+fn cell(run: Option<&Run>, figure: &Figure, comparison: &Comparison<'_>) -> Cell {
+    let spread = run.and_then(|run| run.spread(figure));
+    let total = run.and_then(|run| (figure.of)(&run.total));
+    let compared = run.and_then(|run| comparison.with_best(run));
+    let class = match (run, spread, comparison.best) {
+        (Some(Run { skipped: Some(reason), rounds, .. }), ..) if rounds.is_empty() => {
+            Class::NotRun(reason.clone())
+        }
+        (None, ..) | (_, None, _) => Class::NotMeasured,
+        (Some(run), ..) if run.contender.is_native() => Class::Elsewhere,
+        (_, _, None) => Class::NotCompared,
+        (Some(run), _, Some(best)) => {
+            let is_best = run.contender.name() == best.contender.name();
+            compared.map_or(Class::Unknown, |compared| class(compared, is_best))
+        }
     };
-    runs.iter().map(cell).collect()
+    Cell { spread, total, worse: compared.map(|compared| compared.worse), class }
 }
 
-/// Returns the factor by which `mine` is worse than `best`; `None` if it is not a number.
-pub(super) fn times_worse(mine: f64, best: f64, better: Better) -> Option<f64> {
-    let (high, low) = if better == Better::Higher { (best, mine) } else { (mine, best) };
-    match (high, low) {
-        (0.0, 0.0) => Some(1.0),
-        (_, 0.0) => None,
-        _ => Some(high / low),
+/// Returns the class of a figure that was compared with the best.
+fn class(Compared { worse, difference }: Compared, is_best: bool) -> Class {
+    match difference {
+        Difference::Unknown(Doubt::FewRounds) => Class::TooFew,
+        _ if is_best => Class::Best,
+        Difference::Level => Class::Level,
+        Difference::Unknown(_) => Class::Unknown,
+        // The best by its median is worse by pairs of rounds.
+        Difference::Beyond if worse.ratio < 1.0 => Class::Unknown,
+        Difference::Beyond if worse.ratio < MUCH => Class::Between,
+        Difference::Beyond => Class::Worse,
     }
-}
-
-/// Returns the spread with the best median.
-pub(super) fn best_of<T>(spreads: impl Iterator<Item = (T, Spread)>, better: Better) -> Option<(T, Spread)> {
-    spreads.reduce(|a, b| if (b.1.median < a.1.median) != (better == Better::Higher) { b } else { a })
-}
-
-/// Returns the number of rounds that measured a figure.
-pub(super) fn rounds(run: &Run, figure: &Figure) -> usize {
-    run.rounds.iter().filter_map(figure.of).count()
 }

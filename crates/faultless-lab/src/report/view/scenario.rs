@@ -4,6 +4,7 @@ use super::figures::Figures;
 use super::verdict::{self, Verdict};
 use super::waits::Waits;
 use crate::compare::{Plan, Run};
+use crate::comparison::twins;
 use crate::contender::Contender;
 use crate::designs::LeafTables;
 use crate::report::number;
@@ -26,6 +27,8 @@ pub struct ScenarioView {
     pub waits: Vec<Waits>,
     /// The comparisons of Faultless's own design with its rivals. Losses come first.
     pub verdicts: Vec<Verdict>,
+    /// The noise between designs that run the same code, in sentences.
+    pub noise: String,
     /// The reasons why designs did not run or stopped, and facts about the machine that affect the figures.
     pub notes: Vec<String>,
 }
@@ -34,15 +37,49 @@ impl ScenarioView {
     /// Creates the view of all runs of one scenario.
     pub(super) fn new(runs: &[&Run], plan: &Plan) -> Self {
         let scenario = runs[0].scenario;
+        let figures = Figures::of_scenario(runs);
         Self {
             name: scenario.name,
             about: scenario.about,
             setup: setup(runs, plan),
             checked: counts(runs, scenario.checked).into_iter().chain(frames(runs)).collect(),
-            figures: Figures::of_scenario(runs),
+            noise: noise(&twins(runs), &figures),
+            figures,
             waits: Waits::of(runs),
             verdicts: verdict::of_scenario(runs),
             notes: notes(runs).into_iter().chain(counts(runs, scenario.missed)).collect(),
+        }
+    }
+}
+
+/// Says that no two designs run the same code.
+pub(super) const NO_TWINS: &str =
+    "No two of these designs run the same code here. So only the rounds show the noise.";
+/// The consequence of the noise between twins.
+pub(super) const INSIDE: &str = "A difference counts only if it is larger.";
+
+/// Returns the names of the designs of each group.
+pub(super) fn names(groups: &[Vec<&Run>]) -> Vec<Vec<&'static str>> {
+    groups.iter().map(|group| group.iter().map(|run| run.contender.name()).collect()).collect()
+}
+
+/// Says which designs run the same code.
+pub(super) fn same_code(groups: &[Vec<&str>]) -> String {
+    let list = |group: &Vec<&str>| number::list(&group.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let groups: Vec<_> = groups.iter().map(list).collect();
+    format!("Twins run the same code: {}.", groups.join("; "))
+}
+
+/// Returns sentences about the noise between twins, in the main figures by which designs are compared.
+fn noise(groups: &[Vec<&Run>], figures: &Figures) -> String {
+    let main = figures.columns.iter().filter(|column| !column.is_detail);
+    let places =
+        main.filter_map(|column| Some(format!("{} in “{}”", number::times(column.noise?), column.title)));
+    let places: Vec<_> = places.collect();
+    match groups.is_empty() || places.is_empty() {
+        true => NO_TWINS.into(),
+        false => {
+            format!("{} They differ by up to {}. {INSIDE}", same_code(&names(groups)), number::list(&places))
         }
     }
 }
@@ -109,7 +146,7 @@ pub(super) fn frames(runs: &[&Run]) -> Option<String> {
 /// Describes the rounds, such as "3 rounds of 0.4 s for each design".
 fn rounds(runs: &[&Run], plan: &Plan) -> String {
     let rounds = runs.iter().map(|run| run.rounds.len()).max().unwrap_or(0);
-    let (_, length) = plan.rounds();
+    let length = plan.pace().length;
     let seconds = (length.as_secs_f64() * 100.0).round() / 100.0;
     format!("{} of {seconds} s for each design", number::plural(rounds, "round"))
 }

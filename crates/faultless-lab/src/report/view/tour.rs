@@ -1,9 +1,10 @@
 //! The summary of several scenarios: their headlines, and a sentence for each.
 
 use super::figures::Figures;
-use super::scenario::{frames, notes};
+use super::scenario::{INSIDE, NO_TWINS, frames, names, notes, same_code};
 use super::verdict::{self, Behind, Duel, Kind, Verdict};
 use crate::compare::{Outcome, Plan, Run};
+use crate::comparison::{Comparison, twins};
 use crate::designs;
 use crate::report::number;
 
@@ -12,11 +13,13 @@ use crate::report::number;
 pub struct TourView {
     /// The headlines, with a column for each scenario.
     pub matrix: Figures,
-    /// The minimum number of rounds of a cell. Cells that did not run are not counted.
-    pub rounds: usize,
+    /// The least and the greatest number of rounds of a cell. Cells that did not run are not counted.
+    pub rounds: (usize, usize),
     /// The results of Faultless's own design: a sentence for each scenario, one for losses in other figures, and one
     /// for the rival that is furthest behind.
     pub verdicts: Vec<Verdict>,
+    /// The noise between designs that run the same code, in sentences.
+    pub noise: String,
     /// The scenario to look at first.
     pub closer: Closer,
     /// The checks of all scenarios, with counts. All of them passed.
@@ -55,7 +58,8 @@ impl TourView {
     /// Creates the summary from the runs of each scenario.
     pub(super) fn new(scenarios: &[Vec<&Run>]) -> Self {
         let all = || scenarios.iter().flatten();
-        let rounds = all().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0).min().unwrap_or(0);
+        let rounds = || all().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0);
+        let rounds = (rounds().min().unwrap_or(0), rounds().max().unwrap_or(0));
         let (headlines, others) = duels(scenarios);
         let behind = furthest_behind(scenarios);
         Self {
@@ -63,6 +67,7 @@ impl TourView {
             rounds,
             closer: Closer::new(&headlines, &others, behind.as_ref(), scenarios[0][0].scenario.name),
             verdicts: verdicts(&headlines, &others, behind),
+            noise: noise(scenarios),
             checked: checked_together(scenarios),
             notes: notes_together(scenarios),
         }
@@ -74,8 +79,9 @@ fn duels(scenarios: &[Vec<&Run>]) -> (Vec<Duel>, Vec<Duel>) {
     let (mut headlines, mut others) = (Vec::new(), Vec::new());
     for runs in scenarios {
         let (Some(ours), rivals) = verdict::split(runs) else { continue };
-        headlines.extend(Duel::new(ours, &rivals, &ours.scenario.headline));
-        others.extend(ours.scenario.figures.iter().filter_map(|figure| Duel::new(ours, &rivals, figure)));
+        headlines.extend(Duel::new(ours, &rivals, runs, &ours.scenario.headline));
+        let figures = ours.scenario.figures.iter();
+        others.extend(figures.filter_map(|figure| Duel::new(ours, &rivals, runs, figure)));
     }
     (headlines, others)
 }
@@ -84,9 +90,10 @@ fn duels(scenarios: &[Vec<&Run>]) -> (Vec<Duel>, Vec<Duel>) {
 fn furthest_behind(scenarios: &[Vec<&Run>]) -> Option<Behind> {
     let behind = scenarios.iter().flat_map(|runs| {
         let (ours, rivals) = verdict::split(runs);
-        rivals.into_iter().filter_map(move |rival| Behind::new(ours?, rival))
+        let comparison = Comparison::new(runs, &runs[0].scenario.headline);
+        rivals.into_iter().filter_map(move |rival| Behind::new(ours?, rival, &comparison))
     });
-    behind.max_by(|a, b| a.times.total_cmp(&b.times))
+    behind.max_by(|a, b| a.times().total_cmp(&b.times()))
 }
 
 fn verdicts(headlines: &[Duel], others: &[Duel], behind: Option<Behind>) -> Vec<Verdict> {
@@ -106,6 +113,25 @@ fn verdicts(headlines: &[Duel], others: &[Duel], behind: Option<Behind>) -> Vec<
         verdicts.insert(place, behind.verdict());
     }
     verdicts
+}
+
+/// Returns sentences about the noise between twins in the headlines. Scenarios with the same twins share a sentence.
+fn noise(scenarios: &[Vec<&Run>]) -> String {
+    let mut alike: Vec<(Vec<Vec<&str>>, Vec<String>)> = Vec::new();
+    for runs in scenarios {
+        let groups: Vec<Vec<&str>> = names(&twins(runs));
+        let Some(noise) = Comparison::new(runs, &runs[0].scenario.headline).noise else { continue };
+        let place = format!("{} in {}", number::times(noise), runs[0].scenario.name);
+        match alike.iter_mut().find(|(other, _)| *other == groups) {
+            Some((_, places)) => places.push(place),
+            None => alike.push((groups, vec![place])),
+        }
+    }
+    let said = alike.iter().map(|(groups, places)| {
+        format!("{} They differ by up to {}.", same_code(groups), number::list(places))
+    });
+    let said: Vec<_> = said.collect();
+    if said.is_empty() { NO_TWINS.into() } else { format!("{} {INSIDE}", said.join(" ")) }
 }
 
 /// Returns the loss with the largest ratio.
