@@ -6,6 +6,7 @@ mod mmap_lock;
 mod mmap_lock_hold;
 pub mod mmap_locked;
 mod range_lock;
+pub mod rwsem;
 mod speculative;
 mod table_lock;
 mod vma_lock;
