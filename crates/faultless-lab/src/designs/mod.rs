@@ -1,5 +1,6 @@
 //! The table of all locking designs, by name.
 
+pub mod attribution;
 mod faultless_retry;
 pub mod locks;
 mod mmap_lock;

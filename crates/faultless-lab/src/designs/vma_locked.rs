@@ -33,10 +33,13 @@
 //!   design.
 //! * There is no fault-around, no read-ahead and no large folio. exit takes the same locks as munmap.
 //! * A fault does no more lookups than in Linux: a VMA found with its lock is not looked up again.
-//! * For mmap_lock see [`super::mmap_locked`]: parking_lot's lock is used, folios are checked but not locked, and all
-//!   threads that wait for a read wake at once.
+//! * For mmap_lock see [`super::rwsem`] and [`super::mmap_locked`]: folios are checked but not locked, and all threads
+//!   that wait for a read wake at once.
+//! * A writer that waits for a VMA's readers tells mmap_lock that it sleeps. Linux's `rcuwait` stops the spinners in the
+//!   same way, because the owner is no longer on its processor.
 
-use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
+use super::attribution::{CAUSES, Cause, Ledger, count_wait};
+use super::locks::{MmapKept, MmapRead, MmapSemaphore, MmapWrite, Policy};
 use crossbeam_utils::CachePadded;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
@@ -46,7 +49,7 @@ use faultless::stats::Counter;
 use faultless::sync::Shared;
 use faultless::vma::tree::{Tree, View};
 use faultless::vma::{Mapping, Vma};
-use parking_lot::{Mutex, RwLockReadGuard};
+use parking_lot::Mutex;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Thread, current, park};
@@ -65,11 +68,18 @@ pub struct VmaLocks {
     /// The writer that waits for a VMA's readers. There is at most one, because it holds mmap_lock. Protected by its
     /// lock.
     waiting: Mutex<Option<Thread>>,
+    /// The states of the VMA whose readers the writer waits for.
+    ledger: Ledger,
 }
 
 impl Default for VmaLocks {
     fn default() -> Self {
-        Self { mmap_lock: MmapSemaphore::default(), writer: AtomicU32::new(1), waiting: Mutex::new(None) }
+        Self {
+            mmap_lock: MmapSemaphore::default(),
+            writer: AtomicU32::new(1),
+            waiting: Mutex::new(None),
+            ledger: Ledger::default(),
+        }
     }
 }
 
@@ -81,6 +91,16 @@ pub struct VmaLock {
     readers: AtomicU32,
     /// The number of the last writer that locked this VMA (`vm_lock_seq`), or zero. Written by the writer.
     locked_by: AtomicU32,
+    /// The number of readers that hold the lock through their I/O. Atomic. Only the statistics use it. A reader changes it,
+    /// then looks for [`WRITER`]; a writer sets that bit, then looks at it. So one of the two sees the other.
+    in_io: AtomicU32,
+}
+
+impl VmaLock {
+    /// Returns what the readers of the lock do.
+    fn cause(&self) -> Cause {
+        if self.in_io.load(Ordering::SeqCst) != 0 { Cause::Io } else { Cause::Fault }
+    }
 }
 
 /// The lock on a cache line of its own, as `vm_refcnt` is. So only the count moves between processors.
@@ -157,7 +177,7 @@ impl VmaLocks {
         if self.is_write_locked(lock) {
             return;
         }
-        if lock.readers.fetch_or(WRITER, Ordering::Acquire) & READERS != 0 {
+        if lock.readers.fetch_or(WRITER, Ordering::SeqCst) & READERS != 0 {
             self.wait_for_readers(engine, lock);
         }
         lock.locked_by.store(self.writer.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -166,21 +186,40 @@ impl VmaLocks {
 
     fn wait_for_readers<H: Host>(&self, engine: &Engine<H>, lock: &VmaLock) {
         engine.assert_may_sleep("a VMA lock");
-        let cause = match self.mmap_lock.has_io() {
-            true => Counter::VmaLockWaitIo,
-            false => Counter::VmaLockWaitFault,
-        };
         let start = engine.host().clock().now_ns();
+        let begun = self.ledger.begin(|| self.told(lock.cause()));
+        self.mmap_lock.writer_sleeps(true);
         // Set before the loop below looks, so that a reader that leaves later finds the thread to wake.
         *self.waiting.lock() = Some(current());
         while lock.readers.load(Ordering::Acquire) & READERS != 0 {
             park();
         }
         *self.waiting.lock() = None;
-        let waited = engine.end_wait(cause, start);
-        engine.counters().add(Counter::VmaLockWait, waited);
+        self.mmap_lock.writer_sleeps(false);
+        self.mmap_lock.writer_waits_for_io(false);
+        let parts = self.ledger.end(begun);
+        count_wait(engine, start, parts, Counter::VmaLockWait, VMA_WAITS);
+    }
+
+    /// Tells those that wait for mmap_lock what its writer waits for.
+    fn told(&self, cause: Cause) -> Cause {
+        self.mmap_lock.writer_waits_for_io(cause == Cause::Io);
+        cause
+    }
+
+    /// Notes that a reader of the lock has begun or ended its I/O.
+    fn note(&self, lock: &VmaLock) {
+        if lock.readers.load(Ordering::SeqCst) & WRITER != 0 {
+            // Looked at again with the ledger locked: the writer may wait for another VMA by now.
+            let is_awaited = || lock.readers.load(Ordering::SeqCst) & WRITER != 0;
+            self.ledger.note(|| is_awaited().then(|| self.told(lock.cause())));
+        }
     }
 }
+
+/// The counters of waits for a VMA's readers, by [`Cause`]. The readers are faults.
+const VMA_WAITS: [Counter; CAUSES] =
+    [Counter::VmaLockWaitIo, Counter::VmaLockWaitFault, Counter::VmaLockWaitFault, Counter::VmaLockWaitFault];
 
 /// Guard of a VMA's lock held for reading.
 #[derive(Debug)]
@@ -194,8 +233,7 @@ impl VmaRead<'_> {
     fn keep(self) -> VmaKept {
         let (space, lock) = (self.space.clone(), self.lock.clone());
         std::mem::forget(self);
-        let in_io = InIo::new(&space.mmap_lock);
-        VmaKept { space, lock, in_io }
+        VmaKept { space, lock, is_in_io: false }
     }
 }
 
@@ -210,11 +248,25 @@ impl Drop for VmaRead<'_> {
 pub struct VmaKept {
     space: Shared<VmaLocks>,
     lock: VmaState,
-    in_io: InIo,
+    is_in_io: bool,
+}
+
+impl VmaKept {
+    /// Marks that the fault waits for I/O from now on. A second call changes nothing.
+    fn through_io(&mut self) {
+        if !std::mem::replace(&mut self.is_in_io, true) {
+            self.lock.in_io.fetch_add(1, Ordering::SeqCst);
+            self.space.note(&self.lock);
+        }
+    }
 }
 
 impl Drop for VmaKept {
     fn drop(&mut self) {
+        if self.is_in_io {
+            self.lock.in_io.fetch_sub(1, Ordering::SeqCst);
+            self.space.note(&self.lock);
+        }
         self.space.end_read(&self.lock);
     }
 }
@@ -244,7 +296,7 @@ pub enum Range<'s> {
     /// mmap_lock for reading.
     Read {
         /// Held until this is dropped.
-        _guard: Option<RwLockReadGuard<'s, ()>>,
+        _guard: Option<MmapRead<'s>>,
     },
     /// One VMA's lock, for reading.
     Vma {
@@ -283,7 +335,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     type Space = VmaLocks;
     type Vma = VmaState;
     /// mmap_lock for reading, if the VMA lock could not be taken.
-    type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
+    type Outside<'s, H: Host> = Option<MmapRead<'s>>;
     type Inside<'s, H: Host> = Inside<'s, H, P>;
     type Kept = Kept;
     type Range<'s, H: Host> = Range<'s>;
@@ -300,7 +352,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         engine: &'s Engine<H>,
         _: PageNumber,
         attempt: Attempt,
-    ) -> Option<RwLockReadGuard<'s, ()>> {
+    ) -> Option<MmapRead<'s>> {
         (attempt.slow && attempt.purpose == Purpose::Fault).then(|| space.mmap_lock.read(engine))
     }
 
@@ -360,20 +412,20 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn keep<'o, 's, H: Host>(
-        space: &Shared<VmaLocks>,
-        outside: Option<RwLockReadGuard<'o, ()>>,
+        _: &Shared<VmaLocks>,
+        outside: Option<MmapRead<'o>>,
         inside: Inside<'s, H, P>,
     ) -> Option<Kept> {
         match (inside, outside) {
             (Inside::Vma(read, _), _) => Some(Kept::Vma(read.keep())),
-            (Inside::Slow, Some(guard)) => Some(Kept::Mmap(space.mmap_lock.keep(guard))),
+            (Inside::Slow, Some(guard)) => Some(Kept::Mmap(guard.keep())),
             (Inside::Slow, None) => None,
         }
     }
 
     fn through_io(kept: &mut Kept) {
         match kept {
-            Kept::Vma(kept) => kept.in_io.begin(),
+            Kept::Vma(kept) => kept.through_io(),
             Kept::Mmap(kept) => kept.through_io(),
         }
     }
@@ -425,7 +477,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
 
     fn published<H: Host>(work: &mut Range<'_>) {
         if let Range::Write(writer) = work {
-            let guard = writer.end().and_then(MmapWrite::downgrade);
+            let guard = writer.end().map(MmapWrite::downgrade);
             *work = Range::Read { _guard: guard };
         }
     }
@@ -435,4 +487,39 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn fork<'s, H: Host>(_: &'s Shared<VmaLocks>, _: &'s Engine<H>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faultless::Limits;
+    use faultless_soft::Soft;
+    use std::thread::{scope, yield_now};
+
+    /// The I/O of a fault under one VMA's lock is no cause of a wait for another one.
+    #[test]
+    fn io_under_another_lock_is_no_cause() {
+        let engine = Engine::new(Soft::new(16).unwrap(), Limits::default()).unwrap();
+        let space = Shared::try_new(VmaLocks::default()).unwrap();
+        let [awaited, other]: [VmaState; 2] =
+            std::array::from_fn(|_| Shared::try_new(CachePadded::default()).unwrap());
+        let read = |lock| VmaLocks::try_read(&space, &engine, lock).unwrap().keep();
+        let (reader, mut in_io) = (read(&awaited), read(&other));
+        in_io.through_io();
+        scope(|scope| {
+            scope.spawn(|| {
+                let write = space.mmap_lock.write(&engine, Call::Protect);
+                space.write(&engine, &awaited);
+                drop(write);
+            });
+            while space.waiting.lock().is_none() {
+                yield_now();
+            }
+            drop(reader);
+        });
+        drop(in_io);
+        let counted = |counter| engine.statistics().get(counter);
+        assert_eq!(counted(Counter::VmaLockWaitIo), 0);
+        assert!(counted(Counter::VmaLockWaitFault) > 0);
+    }
 }
