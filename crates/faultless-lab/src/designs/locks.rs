@@ -1,19 +1,23 @@
 //! Parts of the models of Linux: mmap_lock, and the policies by which the presets differ. Each preset has its own file.
 //! The file states the kernel or patch that it models, and the differences from it.
 
+use super::attribution::{CAUSES, Cause, Ledger, count_wait};
+use super::rwsem::{Rules, Rwsem};
 use faultless::Engine;
 use faultless::design::{AfterIo, Attempt, Awaits, Call};
 use faultless::host::{Clock, Host};
 use faultless::stats::Counter;
 use faultless::vma::Mapping;
-use parking_lot::{ArcRwLockReadGuard, RawRwLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::mem::forget;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A policy distinguishes the presets of one family.
 pub trait Policy: Send + Sync + 'static {
     /// The design's name.
     const NAME: &'static str;
+    /// The rules of mmap_lock, under the designs with mmap_lock alone. Presets keep those of Linux.
+    const RULES: Rules = Rules::LINUX;
 
     /// Returns how a fault handles its locks for the I/O of `attempt`: hold, retry or resume.
     fn after_io(attempt: Attempt, awaits: Awaits) -> AfterIo;
@@ -33,155 +37,198 @@ pub trait Policy: Send + Sync + 'static {
     }
 }
 
-/// The `mmap_lock` of a space. A waiting writer holds new readers back, as in `rw_semaphore`: parking_lot sets its
-/// writer bit before it waits for the readers to leave.
+/// The `mmap_lock` of a space: a [model](super::rwsem) of Linux's `rw_semaphore`.
 #[derive(Debug, Default)]
-pub struct MmapSemaphore {
-    lock: Arc<RwLock<()>>,
-    holders: Arc<Holders>,
+pub struct MmapSemaphore(Arc<Shared>);
+
+/// The lock, and the parts that a hold which outlives the borrow needs.
+#[derive(Debug, Default)]
+struct Shared {
+    lock: Rwsem,
+    holders: Holders,
 }
 
-/// The present holders of mmap_lock and VMA locks. Only the statistics use it.
+/// The state of the present holders of mmap_lock. Only the statistics use it.
 #[derive(Debug, Default)]
 struct Holders {
     /// The present writer: [`CHANGE`], [`FORK`] or [`NOBODY`]. Written by the writer.
     writer: AtomicU32,
-    /// The number of faults that hold mmap_lock or a VMA lock through their I/O. Atomic.
+    /// Whether the present writer waits for a VMA lock that a fault holds through its I/O. Atomic.
+    waits_for_io: AtomicBool,
+    /// The number of faults that hold mmap_lock through their I/O. Atomic.
     in_io: AtomicU32,
+    ledger: Ledger,
 }
 
 const NOBODY: u32 = 0;
 const CHANGE: u32 = 1;
 const FORK: u32 = 2;
 
+/// The counters of waits for mmap_lock, by [`Cause`].
+const MMAP_WAITS: [Counter; CAUSES] = [
+    Counter::MmapLockWaitIo,
+    Counter::MmapLockWaitFork,
+    Counter::MmapLockWaitChange,
+    Counter::MmapLockWaitFault,
+];
+
+impl Holders {
+    /// Returns what the present holder does.
+    fn cause(&self) -> Cause {
+        let in_io = self.in_io.load(Ordering::SeqCst) != 0 || self.waits_for_io.load(Ordering::SeqCst);
+        match self.writer.load(Ordering::Relaxed) {
+            _ if in_io => Cause::Io,
+            FORK => Cause::Fork,
+            NOBODY => Cause::Fault,
+            _ => Cause::Change,
+        }
+    }
+
+    fn set_writer(&self, writer: u32) {
+        self.writer.store(writer, Ordering::Relaxed);
+        self.note();
+    }
+
+    #[inline]
+    fn note(&self) {
+        self.ledger.note(|| Some(self.cause()));
+    }
+}
+
 impl MmapSemaphore {
+    /// Returns a free lock with the given rules.
+    pub fn with_rules(rules: Rules) -> Self {
+        Self(Arc::new(Shared { lock: Rwsem::with_rules(rules), holders: Holders::default() }))
+    }
+
     /// Takes mmap_lock for reading, for a fault.
-    pub fn read<H: Host>(&self, engine: &Engine<H>) -> RwLockReadGuard<'_, ()> {
-        self.waiting(engine, Counter::MmapLockRead, || self.lock.try_read(), || self.lock.read())
+    pub fn read<H: Host>(&self, engine: &Engine<H>) -> MmapRead<'_> {
+        let lock = &self.0.lock;
+        self.waiting(engine, Counter::MmapLockRead, || lock.try_read(), || lock.read());
+        MmapRead(&self.0)
     }
 
     /// Takes mmap_lock for reading, if this needs no wait.
-    pub fn try_read<H: Host>(&self, engine: &Engine<H>) -> Option<RwLockReadGuard<'_, ()>> {
-        let guard = self.lock.try_read()?;
-        engine.counters().add(Counter::MmapLockRead, 1);
-        Some(guard)
+    pub fn try_read<H: Host>(&self, engine: &Engine<H>) -> Option<MmapRead<'_>> {
+        self.0.lock.try_read().then(|| {
+            engine.counters().add(Counter::MmapLockRead, 1);
+            MmapRead(&self.0)
+        })
     }
 
     /// Takes mmap_lock for writing, for `call`.
     pub fn write<H: Host>(&self, engine: &Engine<H>, call: Call) -> MmapWrite<'_> {
-        let guard =
-            self.waiting(engine, Counter::MmapLockWrite, || self.lock.try_write(), || self.lock.write());
-        let writer = if call == Call::Fork { FORK } else { CHANGE };
-        self.holders.writer.store(writer, Ordering::Relaxed);
-        MmapWrite { holders: &self.holders, guard: Some(guard) }
+        let lock = &self.0.lock;
+        self.waiting(engine, Counter::MmapLockWrite, || lock.try_write(), || lock.write());
+        self.0.holders.set_writer(if call == Call::Fork { FORK } else { CHANGE });
+        MmapWrite(&self.0)
     }
 
-    /// Returns the same hold as `guard`, independent of the borrow. Never waits, because a reader may read again.
-    pub fn keep(&self, guard: RwLockReadGuard<'_, ()>) -> MmapKept {
-        let owned = self.lock.read_arc_recursive();
-        drop(guard);
-        MmapKept { _guard: owned, in_io: InIo::new(self) }
+    /// Notes whether the writer, which calls this, is about to sleep for another lock, so that others do not spin.
+    pub fn writer_sleeps(&self, sleeps: bool) {
+        self.0.lock.owner_sleeps(sleeps);
     }
 
-    /// Returns the counter for a wait that begins now, according to the present holder.
-    fn cause(&self) -> Counter {
-        let writer = self.holders.writer.load(Ordering::Relaxed);
-        match writer {
-            _ if self.has_io() => Counter::MmapLockWaitIo,
-            FORK => Counter::MmapLockWaitFork,
-            NOBODY => Counter::MmapLockWaitFault,
-            _ => Counter::MmapLockWaitChange,
+    /// Notes whether the writer waits for a lock that a fault holds through its I/O.
+    pub fn writer_waits_for_io(&self, waits: bool) {
+        if self.0.holders.waits_for_io.swap(waits, Ordering::SeqCst) != waits {
+            self.0.holders.note();
         }
     }
 
-    /// Returns whether a fault holds a lock of this space through its I/O.
-    pub fn has_io(&self) -> bool {
-        self.holders.in_io.load(Ordering::Relaxed) != 0
-    }
-
-    /// Takes the lock by `try_take`, or waits for it in `take`. Only a wait is timed. Its duration is counted by cause.
-    fn waiting<H: Host, G>(
+    /// Takes the lock by `try_take`, or waits for it in `take`. Only a wait is timed, and its time is divided by causes.
+    #[inline]
+    fn waiting<H: Host>(
         &self,
         engine: &Engine<H>,
         counter: Counter,
-        try_take: impl FnOnce() -> Option<G>,
-        take: impl FnOnce() -> G,
-    ) -> G {
+        try_take: impl FnOnce() -> bool,
+        take: impl FnOnce(),
+    ) {
         engine.assert_may_sleep("mmap_lock");
         engine.counters().add(counter, 1);
-        try_take().unwrap_or_else(|| {
-            let cause = self.cause();
-            let start = engine.host().clock().now_ns();
-            let guard = take();
-            let waited = engine.end_wait(cause, start);
-            engine.counters().add(Counter::MmapLockWait, waited);
-            guard
-        })
+        if !try_take() {
+            self.wait(engine, take);
+        }
+    }
+
+    #[cold]
+    fn wait<H: Host>(&self, engine: &Engine<H>, take: impl FnOnce()) {
+        let holders = &self.0.holders;
+        let start = engine.host().clock().now_ns();
+        let begun = holders.ledger.begin(|| holders.cause());
+        take();
+        let parts = holders.ledger.end(begun);
+        count_wait(engine, start, parts, Counter::MmapLockWait, MMAP_WAITS);
+    }
+}
+
+/// Guard of mmap_lock held for reading.
+#[derive(Debug)]
+pub struct MmapRead<'s>(&'s Arc<Shared>);
+
+impl MmapRead<'_> {
+    /// Returns the same hold, independent of the borrow.
+    pub fn keep(self) -> MmapKept {
+        let shared = self.0.clone();
+        forget(self);
+        MmapKept { shared, is_in_io: false }
+    }
+}
+
+impl Drop for MmapRead<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.lock.end_read();
     }
 }
 
 /// Guard of mmap_lock held for writing.
 #[derive(Debug)]
-pub struct MmapWrite<'s> {
-    holders: &'s Holders,
-    guard: Option<RwLockWriteGuard<'s, ()>>,
-}
+pub struct MmapWrite<'s>(&'s Arc<Shared>);
 
 impl<'s> MmapWrite<'s> {
     /// Turns the write lock into a read lock (`mmap_write_downgrade`).
-    pub fn downgrade(mut self) -> Option<RwLockReadGuard<'s, ()>> {
-        self.holders.writer.store(NOBODY, Ordering::Relaxed);
-        self.guard.take().map(RwLockWriteGuard::downgrade)
+    pub fn downgrade(self) -> MmapRead<'s> {
+        let shared = self.0;
+        forget(self);
+        shared.holders.set_writer(NOBODY);
+        shared.lock.downgrade();
+        MmapRead(shared)
     }
 }
 
 impl Drop for MmapWrite<'_> {
+    #[inline]
     fn drop(&mut self) {
-        if self.guard.is_some() {
-            self.holders.writer.store(NOBODY, Ordering::Relaxed);
-        }
+        self.0.holders.set_writer(NOBODY);
+        self.0.lock.end_write();
     }
 }
 
 /// Guard of mmap_lock held for reading by a fault that waits.
 #[derive(Debug)]
 pub struct MmapKept {
-    _guard: ArcRwLockReadGuard<RawRwLock, ()>,
-    in_io: InIo,
+    shared: Arc<Shared>,
+    is_in_io: bool,
 }
 
 impl MmapKept {
-    /// Marks that the fault waits for I/O from now on.
+    /// Marks that the fault waits for I/O from now on. A second call changes nothing.
     pub fn through_io(&mut self) {
-        self.in_io.begin();
-    }
-}
-
-/// Counter of a fault that holds a lock through its I/O. It counts the fault from [`InIo::begin`] until it is dropped.
-#[derive(Debug)]
-pub struct InIo {
-    holders: Arc<Holders>,
-    begun: bool,
-}
-
-impl InIo {
-    /// Returns a counter for a fault whose I/O has not begun.
-    pub fn new(semaphore: &MmapSemaphore) -> Self {
-        Self { holders: semaphore.holders.clone(), begun: false }
-    }
-
-    /// Counts the fault from now on. A second call changes nothing.
-    pub fn begin(&mut self) {
-        if !std::mem::replace(&mut self.begun, true) {
-            self.holders.in_io.fetch_add(1, Ordering::Relaxed);
+        if !std::mem::replace(&mut self.is_in_io, true) {
+            self.shared.holders.in_io.fetch_add(1, Ordering::SeqCst);
+            self.shared.holders.note();
         }
     }
 }
 
-impl Drop for InIo {
+impl Drop for MmapKept {
     fn drop(&mut self) {
-        if self.begun {
-            self.holders.in_io.fetch_sub(1, Ordering::Relaxed);
+        if self.is_in_io {
+            self.shared.holders.in_io.fetch_sub(1, Ordering::SeqCst);
+            self.shared.holders.note();
         }
+        self.shared.lock.end_read();
     }
 }

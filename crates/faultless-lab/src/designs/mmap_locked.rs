@@ -16,8 +16,7 @@
 //!
 //! Known differences:
 //! * The child's own lock is not taken (`mmap_write_lock_nested`), because no other thread knows the child yet.
-//! * In Linux, a writer spins while the lock's owner runs (`rwsem_optimistic_spin`). parking_lot spins for a few turns.
-//! * Linux hands the lock to a writer that has waited for 4 ms. parking_lot does so after 0.5 ms on average.
+//! * mmap_lock is a model of Linux's `rw_semaphore`. [`super::rwsem`] states its behaviour and its differences.
 //! * A thread that waits for the lock does not notice the end of its process. A thread that holds the lock through I/O
 //!   notices it, and drops the lock.
 //! * A fault checks a folio's lock but does not take it while it maps the folio. So two faults never wait for each
@@ -30,7 +29,7 @@
 //!   and one after the bit. Linux takes the page table's locks instead. This is the same under every design.
 //! * There is no fault-around, no read-ahead and no large folio. exit takes the same locks as munmap.
 
-use super::locks::{MmapKept, MmapSemaphore, MmapWrite, Policy};
+use super::locks::{MmapKept, MmapRead, MmapSemaphore, MmapWrite, Policy};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, LockingDesign, Purpose};
@@ -38,12 +37,33 @@ use faultless::host::Host;
 use faultless::sync::Shared;
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
-use parking_lot::RwLockReadGuard;
 use std::marker::PhantomData;
+use std::ops::Deref;
 
 /// Family of the designs with mmap_lock alone, by policy.
 #[derive(Debug)]
 pub struct MmapLocked<P>(PhantomData<P>);
+
+/// mmap_lock with the policy's rules.
+#[derive(Debug)]
+pub struct MmapLock<P> {
+    semaphore: MmapSemaphore,
+    policy: PhantomData<fn() -> P>,
+}
+
+impl<P: Policy> Default for MmapLock<P> {
+    fn default() -> Self {
+        Self { semaphore: MmapSemaphore::with_rules(P::RULES), policy: PhantomData }
+    }
+}
+
+impl<P> Deref for MmapLock<P> {
+    type Target = MmapSemaphore;
+
+    fn deref(&self) -> &MmapSemaphore {
+        &self.semaphore
+    }
+}
 
 /// Lock that range work holds.
 #[derive(Debug)]
@@ -53,7 +73,7 @@ pub enum Range<'s> {
     /// The lock for reading.
     Read {
         /// Held until this is dropped.
-        _guard: Option<RwLockReadGuard<'s, ()>>,
+        _guard: Option<MmapRead<'s>>,
     },
 }
 
@@ -61,9 +81,9 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     const NAME: &'static str = P::NAME;
     const KEEPS_WHILE_RECLAIMING: bool = true;
     const LOCKS_FOLIOS: bool = true;
-    type Space = MmapSemaphore;
+    type Space = MmapLock<P>;
     type Vma = ();
-    type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
+    type Outside<'s, H: Host> = Option<MmapRead<'s>>;
     type Inside<'s, H: Host> = ();
     type Kept = MmapKept;
     type Range<'s, H: Host> = Range<'s>;
@@ -71,11 +91,11 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     type Fork<'s, H: Host> = ();
 
     fn outside<'s, H: Host>(
-        space: &'s Shared<MmapSemaphore>,
+        space: &'s Shared<MmapLock<P>>,
         engine: &'s Engine<H>,
         _: PageNumber,
         attempt: Attempt,
-    ) -> Option<RwLockReadGuard<'s, ()>> {
+    ) -> Option<MmapRead<'s>> {
         match attempt.purpose {
             Purpose::Rmap => None,
             Purpose::Fault => Some(space.read(engine)),
@@ -83,7 +103,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     }
 
     fn inside<'s, H: Host>(
-        _: &'s Shared<MmapSemaphore>,
+        _: &'s Shared<MmapLock<P>>,
         _: &'s Engine<H>,
         _: View<'s, Vma<H, Self>>,
         _: PageNumber,
@@ -92,7 +112,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
         Ok(())
     }
 
-    fn blocked<H: Host>(_: &Shared<MmapSemaphore>, _: &Engine<H>, _: &mut Attempt) {}
+    fn blocked<H: Host>(_: &Shared<MmapLock<P>>, _: &Engine<H>, _: &mut Attempt) {}
 
     fn after_io(attempt: Attempt, awaits: Awaits) -> AfterIo {
         P::after_io(attempt, awaits)
@@ -107,11 +127,11 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     }
 
     fn keep<'o, 's, H: Host>(
-        space: &Shared<MmapSemaphore>,
-        outside: Option<RwLockReadGuard<'o, ()>>,
+        _: &Shared<MmapLock<P>>,
+        outside: Option<MmapRead<'o>>,
         (): (),
     ) -> Option<MmapKept> {
-        outside.map(|guard| space.keep(guard))
+        outside.map(MmapRead::keep)
     }
 
     fn through_io(kept: &mut MmapKept) {
@@ -119,7 +139,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     }
 
     fn range_work<'s, H: Host>(
-        space: &'s Shared<MmapSemaphore>,
+        space: &'s Shared<MmapLock<P>>,
         engine: &'s Engine<H>,
         _: &'s Tree<Vma<H, Self>>,
         call: Call,
@@ -134,10 +154,10 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     fn published<H: Host>(work: &mut Range<'_>) {
         let held = std::mem::replace(work, Range::Read { _guard: None });
         *work = match held {
-            Range::Write(write) => Range::Read { _guard: write.downgrade() },
+            Range::Write(write) => Range::Read { _guard: Some(write.downgrade()) },
             read @ Range::Read { .. } => read,
         };
     }
 
-    fn fork<'s, H: Host>(_: &'s Shared<MmapSemaphore>, _: &'s Engine<H>) {}
+    fn fork<'s, H: Host>(_: &'s Shared<MmapLock<P>>, _: &'s Engine<H>) {}
 }

@@ -1,11 +1,13 @@
 //! The table of all locking designs, by name.
 
+pub mod attribution;
 mod faultless_retry;
 pub mod locks;
 mod mmap_lock;
 mod mmap_lock_hold;
 pub mod mmap_locked;
 mod range_lock;
+pub mod rwsem;
 mod speculative;
 mod table_lock;
 mod vma_lock;

@@ -33,7 +33,7 @@
 //! * A fault that finds no memory for a frame speculates again when there is some.
 //! * For the other differences see [`super::mmap_locked`].
 
-use super::locks::{MmapKept, MmapSemaphore, MmapWrite};
+use super::locks::{MmapKept, MmapRead, MmapSemaphore, MmapWrite};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Capability, LockingDesign, Purpose};
@@ -43,7 +43,6 @@ use faultless::sync::atomic::{AtomicU64, Ordering};
 use faultless::sync::{Shared, full_fence};
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
-use parking_lot::RwLockReadGuard;
 
 /// The `speculative` design; see the module.
 #[derive(Debug)]
@@ -86,7 +85,7 @@ impl Changes {
 #[derive(Debug)]
 pub enum Outside<'s> {
     /// mmap_lock for reading.
-    Mmap(RwLockReadGuard<'s, ()>),
+    Mmap(MmapRead<'s>),
     /// The count as it was before the lookup.
     Count(u64),
     /// Nothing: page work of the reverse map takes no lock here.
@@ -127,7 +126,7 @@ pub enum Range<'s> {
     /// mmap_lock for reading.
     Read {
         /// Held until this is dropped.
-        _guard: Option<RwLockReadGuard<'s, ()>>,
+        _guard: Option<MmapRead<'s>>,
     },
 }
 
@@ -214,12 +213,12 @@ impl LockingDesign for Speculative {
     }
 
     fn keep<'o, 's, H: Host>(
-        space: &Shared<CountedMmapLock>,
+        _: &Shared<CountedMmapLock>,
         outside: Outside<'o>,
         _: Self::Inside<'s, H>,
     ) -> Option<MmapKept> {
         match outside {
-            Outside::Mmap(guard) => Some(space.mmap_lock.keep(guard)),
+            Outside::Mmap(guard) => Some(guard.keep()),
             Outside::Count(_) | Outside::Nothing => None,
         }
     }
@@ -243,7 +242,7 @@ impl LockingDesign for Speculative {
 
     fn published<H: Host>(work: &mut Range<'_>) {
         if let Range::Write(change) = work {
-            let guard = change.end().and_then(MmapWrite::downgrade);
+            let guard = change.end().map(MmapWrite::downgrade);
             *work = Range::Read { _guard: guard };
         }
     }

@@ -1,37 +1,43 @@
-//! `table-lock`: a lock for each leaf table. A fault takes the lock of its page's table. A change takes the locks of
-//! all tables under its range. There is no lock of the whole space.
+//! `table-lock`: a lock for each page table. A fault takes the lock of its page's leaf table. A change takes the lowest
+//! table that covers its range, and all tables below it under the range. There is no lock of the whole space.
 //!
 //! The design follows CortenMM (Zhang and others, "CortenMM: Efficient Memory Management with Strong Correctness
-//! Guarantees", SOSP 2025). CortenMM follows RadixVM (Clements, Kaashoek, Zeldovich, "RadixVM: Scalable address spaces
-//! for multithreaded applications", EuroSys 2013).
+//! Guarantees", SOSP 2025), in its `adv` protocol: threads go down the tables without locks, under RCU. CortenMM follows
+//! RadixVM (Clements, Kaashoek, Zeldovich, "RadixVM: Scalable address spaces for multithreaded applications", EuroSys
+//! 2013). [`tree`] has the locks and their order.
 //!
 //! | here | there |
 //! |---|---|
 //! | a fault takes the lock of the table that has its page's entry, for the whole of its work | CortenMM: a transaction on the page locks the page-table page; RadixVM: `pagefault` locks the page's slot of the radix tree |
-//! | mmap, munmap and mprotect take the locks under their range, in ascending order, until they have swept it | CortenMM: the lowest page-table page over the range, and all below it; RadixVM: the slots of the range, from left to right |
-//! | a missing table has a lock too | RadixVM: the slot above stands for it; CortenMM: the page-table page above is locked |
+//! | mmap, munmap and mprotect take the lowest table over their range, and those below it under their range, in ascending order, until they have swept it | CortenMM: `lock_range`, by `try_traverse_and_lock_subtree_root` and `dfs_acquire_lock` in `ostd/src/mm/page_table/cursor/locking.rs` of Asterinas; RadixVM: the slots of the range, from left to right |
+//! | a fault that finds its leaf table without a lock first takes the table above, and so waits for a change that covers it | CortenMM: a missing table is made with the one above locked; RadixVM: the slot above stands for it |
 //! | MADV_DONTNEED takes the same locks as munmap | both: every change of entries locks them |
-//! | fork, exit, brk, mremap and the growth of a stack take the locks of all tables | both: the range is everything |
+//! | fork, exit, brk, mremap and the growth of a stack take the root and all tables | both: the range is everything |
 //! | a fault that waits for I/O holds nothing and starts over, as often as needed | CortenMM: no I/O in a transaction |
 //! | [`Purpose::Rmap`] takes nothing | – |
 //!
 //! During reclaim for a frame, nothing is held. In both papers a fault allocates with the lock held.
 //!
 //! Known differences:
-//! * The locks lie in a fixed array for each space. The number of a table is hashed to an index. So a lock needs no
-//!   memory and no walk. Two tables share a lock in one case of 64. In CortenMM the lock lies in the table's
-//!   descriptor. A change of more than 64 tables takes all locks, and does not check which tables exist.
-//! * Only leaf tables have locks. CortenMM's `rw` protocol locks upper tables for reading on the way down. Its `adv`
-//!   protocol does not. In CortenMM, a change of several leaf tables locks the upper one.
+//! * The locks are in a tree of their own, beside the page tables. In CortenMM a lock lies in its table's descriptor, so
+//!   that one walk finds both. Here a fault walks twice.
+//! * A table's lock is made when the table is first taken, and stays until the space ends. CortenMM frees a table that an
+//!   unmap has emptied, marks it as stray, and a thread that has waited for its lock starts over.
+//! * A lock stands for a table of 512 entries on each of four levels, regardless of the upper tables of the host.
+//! * If there is no memory for a lock, the table above is taken in its place. In CortenMM the transaction fails.
+//! * CortenMM's `rw` protocol, which locks the upper tables for reading on the way down, is not modelled.
 //! * RadixVM's locks are finer: a bit in each page's slot, as `faultless` has one in its entry. But its changes hold
 //!   the bits through their sweep.
 //! * There is a tree of VMAs beside the tables, with its short lock, as under every design. Both papers have none.
-//! * The lock is parking_lot's, which sleeps after it has spun for a while. In the papers it spins.
+//!   CortenMM notes a mapping in the entries of the covering table, and so leaves most mmaps without a table below.
+//! * The lock sleeps after it has spun for a while. In the papers it spins, with preemption off.
 //! * mmap without an address tries the locks over the place that the engine has found and claimed for it. If one is not
 //!   free at once, mmap drops everything, waits for the locks, and checks whether the place is still free. In CortenMM
 //!   each processor allocates from its own addresses, so mmap meets no other lock holder.
 //! * Page work of the reverse map takes no lock, because its caller may already hold the range. The entry's bit keeps
 //!   it apart from faults, as under every design.
+
+mod tree;
 
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
@@ -41,87 +47,57 @@ use faultless::stats::Counter;
 use faultless::sync::Shared;
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
-use parking_lot::{Mutex, MutexGuard};
 use std::convert::Infallible;
 use std::hint::spin_loop;
+use tree::{Held, Span, Table};
 
 /// The `table-lock` design; see the module.
 #[derive(Debug)]
 pub struct TableLock;
 
-/// Number of locks in a space: one for each bit of a [`Set`].
-const LOCKS: usize = 64;
-
 /// Number of attempts at a lock before the wait is counted.
 const TURNS: usize = 32;
 
-/// Set of a space's locks, one bit each.
-type Set = u64;
-
-/// The locks of a space's leaf tables.
-#[derive(Debug)]
-pub struct TableLocks([Lock; LOCKS]);
-
-/// One lock, on a cache line of its own.
+/// The locks of a space's tables: that of the root, from which the others hang.
 #[derive(Debug, Default)]
-#[repr(align(64))]
-struct Lock(Mutex<()>);
+pub struct TableLocks(Table);
 
-impl Default for TableLocks {
-    fn default() -> Self {
-        Self([const { Lock(Mutex::new(())) }; LOCKS])
-    }
-}
-
-type Guard<'s> = MutexGuard<'s, ()>;
-
-/// Returns the index of the lock of the table over `page`.
+/// Returns the leaf tables under `range`.
 #[inline]
-fn lock_of<H: Host>(page: PageNumber) -> usize {
-    // Neighbouring tables have different locks (Fibonacci hashing).
-    let table = page.get() / H::Table::LEAF_PAGES;
-    (table.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - LOCKS.ilog2())) as usize
-}
-
-/// Returns the locks of the tables under `range`.
-fn locks_of<H: Host>(range: PageRange) -> Set {
+fn span_of<H: Host>(range: PageRange) -> Span {
     let pages = H::Table::LEAF_PAGES;
-    let tables = range.start().get() / pages..=(range.end().get() - 1) / pages;
-    if tables.end() - tables.start() >= LOCKS as u64 {
-        return Set::MAX;
-    }
-    tables.fold(0, |set, table| set | 1 << lock_of::<H>(PageNumber::new(table * pages)))
+    Span::new(range.start().get() / pages..=(range.end().get() - 1) / pages)
 }
 
-/// Returns the indexes of a set in ascending order. So a holder of one lock never waits for a lower one.
-fn numbers(mut set: Set) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let number = (set != 0).then(|| set.trailing_zeros() as usize)?;
-        set &= set - 1;
-        Some(number)
-    })
+/// Takes the lock of one table. A wait of a few turns is not counted: it ends before a clock could be read.
+#[inline]
+fn lock<H: Host>(engine: &Engine<H>, table: &Table) {
+    engine.assert_may_sleep("a table lock");
+    for _ in 0..TURNS {
+        if table.try_lock() {
+            return;
+        }
+        spin_loop();
+    }
+    wait(engine, table);
+}
+
+#[cold]
+fn wait<H: Host>(engine: &Engine<H>, table: &Table) {
+    let start = engine.host().clock().now_ns();
+    table.lock();
+    engine.end_wait(Counter::TableLockWait, start);
 }
 
 impl TableLocks {
-    /// Takes lock `number`. A wait of a few turns is not counted: it ends before a clock could be read.
+    /// Takes a span of tables. May sleep.
     #[inline]
-    fn take<H: Host>(&self, engine: &Engine<H>, number: usize) -> Guard<'_> {
-        engine.assert_may_sleep("a table lock");
-        for _ in 0..TURNS {
-            if let Some(guard) = self.0[number].0.try_lock() {
-                return guard;
-            }
-            spin_loop();
-        }
-        self.wait(engine, number)
-    }
-
-    #[cold]
-    fn wait<H: Host>(&self, engine: &Engine<H>, number: usize) -> Guard<'_> {
-        let start = engine.host().clock().now_ns();
-        let guard = self.0[number].0.lock();
-        engine.end_wait(Counter::TableLockWait, start);
-        guard
+    fn take<H: Host>(&self, engine: &Engine<H>, span: Span) -> Option<Held<'_>> {
+        let lock = |table: &Table| {
+            lock(engine, table);
+            true
+        };
+        tree::take(&self.0, span, lock)
     }
 }
 
@@ -129,14 +105,14 @@ impl TableLocks {
 #[derive(Debug)]
 pub struct Range<'s> {
     locks: &'s TableLocks,
-    held: [Option<Guard<'s>>; LOCKS],
+    held: Option<Held<'s>>,
 }
 
 impl LockingDesign for TableLock {
     const NAME: &'static str = "table-lock";
     type Space = TableLocks;
     type Vma = ();
-    type Outside<'s, H: Host> = Option<Guard<'s>>;
+    type Outside<'s, H: Host> = Option<Held<'s>>;
     type Inside<'s, H: Host> = ();
     type Kept = Infallible;
     type Range<'s, H: Host> = Range<'s>;
@@ -149,10 +125,13 @@ impl LockingDesign for TableLock {
         engine: &'s Engine<H>,
         page: PageNumber,
         attempt: Attempt,
-    ) -> Option<Guard<'s>> {
+    ) -> Option<Held<'s>> {
         match attempt.purpose {
             Purpose::Rmap => None,
-            Purpose::Fault => Some(space.take(engine, lock_of::<H>(page))),
+            Purpose::Fault => {
+                let table = page.get() / H::Table::LEAF_PAGES;
+                space.take(engine, Span::new(table..=table))
+            }
         }
     }
 
@@ -173,7 +152,7 @@ impl LockingDesign for TableLock {
         AfterIo::Retry
     }
 
-    fn keep<'o, 's, H: Host>(_: &Shared<TableLocks>, _: Option<Guard<'o>>, (): ()) -> Option<Infallible> {
+    fn keep<'o, 's, H: Host>(_: &Shared<TableLocks>, _: Option<Held<'o>>, (): ()) -> Option<Infallible> {
         None
     }
 
@@ -184,21 +163,18 @@ impl LockingDesign for TableLock {
         call: Call,
         range: PageRange,
     ) -> Range<'s> {
-        let mut work = Range { locks: space, held: [const { None }; LOCKS] };
-        if call != Call::Place {
-            for number in numbers(locks_of::<H>(range)) {
-                work.held[number] = Some(space.take(engine, number));
-            }
-        }
-        work
+        let held = if call == Call::Place { None } else { space.take(engine, span_of::<H>(range)) };
+        Range { locks: space, held }
     }
 
     fn placed<'s, H: Host>(work: &mut Range<'s>, place: PageRange) -> Result<(), Blocked> {
-        for number in numbers(locks_of::<H>(place)) {
-            if work.held[number].is_none() {
-                work.held[number] = Some(work.locks.0[number].0.try_lock().ok_or(Blocked::Wait)?);
-            }
+        let span = span_of::<H>(place);
+        if work.held.as_ref().is_some_and(|held| held.is(span)) {
+            return Ok(());
         }
+        // Another place than the one that was locked, which is of no use now.
+        work.held = None;
+        work.held = Some(tree::take(&work.locks.0, span, Table::try_lock).ok_or(Blocked::Wait)?);
         Ok(())
     }
 
@@ -215,43 +191,79 @@ mod tests {
     use std::time::Duration;
 
     const PAGES: u64 = <<Soft as Host>::Table as PageTable>::LEAF_PAGES;
+    /// Pages under one table of the level above the leaves.
+    const UPPER: u64 = 512 * PAGES;
+    const A_WHILE: Duration = Duration::from_millis(50);
 
     fn range(start: u64, end: u64) -> PageRange {
         PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
     }
 
-    #[test]
-    fn tables_beside_each_other_have_locks_of_their_own() {
-        assert_eq!(locks_of::<Soft>(range(3, 4)), locks_of::<Soft>(range(PAGES - 1, PAGES)));
-        assert_eq!(locks_of::<Soft>(range(PAGES - 1, PAGES + 1)).count_ones(), 2);
-        assert_eq!(locks_of::<Soft>(range(0, 16 * PAGES)).count_ones(), 16);
-        let used =
-            (0..640).fold(0, |set: Set, table| set | 1 << lock_of::<Soft>(PageNumber::new(table * PAGES)));
-        assert_eq!(used, Set::MAX, "all locks are used");
-        assert_eq!(locks_of::<Soft>(range(0, 1 << 36)), Set::MAX);
-        assert!(numbers(0b1010_0001).eq([0, 5, 7]));
+    fn engine() -> std::sync::Arc<Engine<Soft>> {
+        Engine::new(Soft::new(16).unwrap(), Limits::default()).unwrap()
     }
 
-    /// A fault on another table runs beside a change. A fault on the same table waits for the change to end.
     #[test]
-    fn a_change_keeps_faults_off_its_tables() {
-        let engine = Engine::new(Soft::new(16).unwrap(), Limits::default()).unwrap();
-        let (locks, waited) = (Shared::try_new(TableLocks::default()).unwrap(), Duration::from_millis(50));
+    fn spans_are_of_whole_tables() {
+        assert_eq!(span_of::<Soft>(range(3, 4)), span_of::<Soft>(range(PAGES - 1, PAGES)));
+        assert_eq!(span_of::<Soft>(range(PAGES - 1, PAGES + 1)), Span::new(0..=1));
+    }
+
+    /// Takes each range in a thread of its own while `change` is taken. Checks that the `free` ones are taken beside it,
+    /// and that the others wait for its end.
+    fn beside(change: PageRange, free: &[PageRange], waiting: &[PageRange]) {
+        let engine = engine();
+        let locks = TableLocks::default();
+        let (ended, end) = channel();
         scope(|scope| {
-            let change = locks.take(&engine, lock_of::<Soft>(PageNumber::new(2)));
-            let (ended, end) = channel();
-            for page in [1, PAGES + 1] {
+            let change = locks.take(&engine, span_of::<Soft>(change));
+            for other in free.iter().chain(waiting).copied() {
                 let (locks, engine, ended) = (&locks, &engine, ended.clone());
                 scope.spawn(move || {
-                    drop(locks.take(engine, lock_of::<Soft>(PageNumber::new(page))));
-                    ended.send(page).unwrap();
+                    drop(locks.take(engine, span_of::<Soft>(other)));
+                    ended.send(other).unwrap();
                 });
             }
-            assert_eq!(end.recv().unwrap(), PAGES + 1);
-            assert!(end.recv_timeout(waited).is_err(), "the fault on the same table waits for the change");
+            for _ in free {
+                let other = end.recv().unwrap();
+                assert!(free.contains(&other), "{other:?} does not wait");
+            }
+            assert!(end.recv_timeout(A_WHILE).is_err(), "one does not wait");
             drop(change);
-            assert_eq!(end.recv().unwrap(), 1);
+            for _ in waiting {
+                assert!(waiting.contains(&end.recv().unwrap()));
+            }
         });
         assert!(engine.statistics().get(Counter::TableLockWait) > 0);
+    }
+
+    #[test]
+    fn a_change_keeps_faults_off_its_tables() {
+        beside(range(2, 3), &[range(PAGES + 1, PAGES + 2)], &[range(1, 2)]);
+    }
+
+    #[test]
+    fn a_range_takes_its_covering_upper_table() {
+        let elsewhere = range(UPPER, UPPER + 2 * PAGES);
+        let page_elsewhere = range(UPPER + 9, UPPER + 10);
+        // Page work under the locked table, and a range with the same covering table and other leaf tables.
+        let page = range(PAGES, PAGES + 1);
+        let same = range(8 * PAGES, 10 * PAGES);
+        beside(range(0, 2 * PAGES), &[elsewhere, page_elsewhere], &[page, same]);
+    }
+
+    /// A place that is refused leaves nothing locked, and another place takes the locks of the first.
+    #[test]
+    fn a_place_is_tried() {
+        let engine = engine();
+        let locks = TableLocks::default();
+        let mut work = Range { locks: &locks, held: None };
+        let placed = |work: &mut Range<'_>, place| <TableLock as LockingDesign>::placed::<Soft>(work, place);
+        assert_eq!(placed(&mut work, range(0, 1)), Ok(()));
+        assert_eq!(placed(&mut work, range(PAGES, PAGES + 1)), Ok(()));
+        let fault = locks.take(&engine, span_of::<Soft>(range(0, 1)));
+        assert_eq!(placed(&mut work, range(0, 1)), Err(Blocked::Wait));
+        drop(fault);
+        drop(locks.take(&engine, span_of::<Soft>(range(0, 2 * PAGES))));
     }
 }

@@ -34,10 +34,13 @@
 //!   design.
 //! * There is no fault-around, no read-ahead and no large folio. exit takes the same locks as munmap.
 //! * A fault does no more lookups than in Linux: a VMA found with its lock is not looked up again.
-//! * For mmap_lock see [`super::mmap_locked`]: parking_lot's lock is used, folios are checked but not locked, and all
-//!   threads that wait for a read wake at once.
+//! * For mmap_lock see [`super::rwsem`] and [`super::mmap_locked`]: folios are checked but not locked, and all threads
+//!   that wait for a read wake at once.
+//! * A writer that waits for a VMA's readers tells mmap_lock that it sleeps. Linux's `rcuwait` stops the spinners in the
+//!   same way, because the owner is no longer on its processor.
 
-use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
+use super::attribution::{CAUSES, Cause, Ledger, count_wait};
+use super::locks::{MmapKept, MmapRead, MmapSemaphore, MmapWrite, Policy};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Capability, LockingDesign, Purpose};
@@ -46,7 +49,7 @@ use faultless::stats::Counter;
 use faultless::sync::Shared;
 use faultless::vma::tree::{Tree, View};
 use faultless::vma::{Mapping, Vma};
-use parking_lot::{Mutex, RwLockReadGuard};
+use parking_lot::Mutex;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,11 +69,18 @@ pub struct VmaLocks {
     /// The writer that waits for a VMA's readers. There is at most one, because it holds mmap_lock. Protected by its
     /// lock.
     waiting: Mutex<Option<Thread>>,
+    /// The states of the VMA whose readers the writer waits for.
+    ledger: Ledger,
 }
 
 impl Default for VmaLocks {
     fn default() -> Self {
-        Self { mmap_lock: MmapSemaphore::default(), writer: AtomicU32::new(1), waiting: Mutex::new(None) }
+        Self {
+            mmap_lock: MmapSemaphore::default(),
+            writer: AtomicU32::new(1),
+            waiting: Mutex::new(None),
+            ledger: Ledger::default(),
+        }
     }
 }
 
@@ -83,12 +93,28 @@ pub struct VmaLock {
     locked_by: AtomicU32,
     /// The readers that keep the lock while they wait. They may outlive the section in which they found the VMA, and the engine says
     /// when a VMA is freed; so they are counted beside it. Made by the first of them.
-    kept: OnceLock<Shared<Readers>>,
+    kept: OnceLock<Shared<KeptReaders>>,
 }
 
 /// The number of readers, and the bits below. Atomic. The readers' count and the bits are changed by read-modify-write.
 #[derive(Debug, Default)]
 pub struct Readers(AtomicU32);
+
+/// The readers of a VMA's lock that keep it while they wait.
+#[derive(Debug, Default)]
+pub struct KeptReaders {
+    readers: Readers,
+    /// The number of them that wait for I/O. Atomic. Only the statistics use it. A reader changes it, then looks for [`WRITER`]; a writer
+    /// sets that bit, then looks at it. So one of the two sees the other.
+    in_io: AtomicU32,
+}
+
+impl KeptReaders {
+    /// Returns what the readers do.
+    fn cause(&self) -> Cause {
+        if self.in_io.load(Ordering::SeqCst) != 0 { Cause::Io } else { Cause::Fault }
+    }
+}
 
 /// Bit: a writer waits for the readers to leave, and no new reader may enter.
 const WRITER: u32 = 1 << 30;
@@ -99,8 +125,10 @@ const READERS: u32 = WRITER - 1;
 impl VmaLock {
     /// Keeps new readers out, and returns whether there are readers.
     fn exclude(&self) -> bool {
+        let has_readers = self.readers.exclude();
         // A reader that keeps the lock is counted there before it is no longer counted here.
-        self.readers.exclude() || self.kept.get().is_some_and(|kept| kept.exclude())
+        let has_kept = self.kept.get().is_some_and(|kept| kept.readers.exclude());
+        has_readers || has_kept
     }
 }
 
@@ -108,7 +136,12 @@ impl Readers {
     /// Sets WRITER, and returns whether there are readers. Acquire: the writer sees the work of those that have left. Release: those
     /// that leave later see what the writer did before, and so the thread to wake.
     fn exclude(&self) -> bool {
-        self.0.fetch_or(WRITER, Ordering::AcqRel) & READERS != 0
+        self.0.fetch_or(WRITER, Ordering::SeqCst) & READERS != 0
+    }
+
+    /// Returns whether a writer waits, or is about to.
+    fn has_writer(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & WRITER != 0
     }
 
     /// Clears WRITER.
@@ -186,24 +219,44 @@ impl VmaLocks {
             }
         }
         lock.locked_by.store(self.writer.load(Ordering::Relaxed), Ordering::Relaxed);
-        lock.kept.get().into_iter().for_each(|kept| kept.admit());
+        lock.kept.get().into_iter().for_each(|kept| kept.readers.admit());
         lock.readers.admit();
         Ok(())
     }
 
-    /// Sleeps until a reader has left that [`VmaLocks::write`] has found, or for a shorter time.
-    fn wait_for_readers<H: Host>(&self, engine: &Engine<H>) {
+    /// Sleeps until a reader has left that [`VmaLocks::write`] has found, or for a shorter time. `awaited`: those of the readers that
+    /// keep the lock.
+    fn wait_for_readers<H: Host>(&self, engine: &Engine<H>, awaited: Option<&KeptReaders>) {
         engine.assert_may_sleep("a VMA lock");
-        let cause = match self.mmap_lock.has_io() {
-            true => Counter::VmaLockWaitIo,
-            false => Counter::VmaLockWaitFault,
-        };
         let start = engine.host().clock().now_ns();
+        let begun = self.ledger.begin(|| self.told(awaited));
+        self.mmap_lock.writer_sleeps(true);
         park();
-        let waited = engine.end_wait(cause, start);
-        engine.counters().add(Counter::VmaLockWait, waited);
+        self.mmap_lock.writer_sleeps(false);
+        self.mmap_lock.writer_waits_for_io(false);
+        let parts = self.ledger.end(begun);
+        count_wait(engine, start, parts, Counter::VmaLockWait, VMA_WAITS);
+    }
+
+    /// Tells those that wait for mmap_lock what its writer waits for. `awaited`: the readers that keep the lock, if there are any.
+    fn told(&self, awaited: Option<&KeptReaders>) -> Cause {
+        let cause = awaited.map_or(Cause::Fault, KeptReaders::cause);
+        self.mmap_lock.writer_waits_for_io(cause == Cause::Io);
+        cause
+    }
+
+    /// Notes that a reader of the lock has begun or ended its I/O.
+    fn note(&self, kept: &KeptReaders) {
+        if kept.readers.has_writer() {
+            // Looked at again with the ledger locked: the writer may wait for another VMA by now.
+            self.ledger.note(|| kept.readers.has_writer().then(|| self.told(Some(kept))));
+        }
     }
 }
+
+/// The counters of waits for a VMA's readers, by [`Cause`]. The readers are faults.
+const VMA_WAITS: [Counter; CAUSES] =
+    [Counter::VmaLockWaitIo, Counter::VmaLockWaitFault, Counter::VmaLockWaitFault, Counter::VmaLockWaitFault];
 
 /// Guard of a VMA's lock held for reading.
 #[derive(Debug)]
@@ -215,17 +268,15 @@ pub struct VmaRead<'s> {
 impl VmaRead<'_> {
     /// Returns the same hold, independent of the section. Returns `None`, and holds nothing, if there is no memory for its count.
     fn keep(self) -> Option<VmaKept> {
-        let readers = match self.lock.kept.get() {
-            Some(readers) => readers,
+        let kept = match self.lock.kept.get() {
+            Some(kept) => kept,
             None => {
-                let new = Shared::try_new(Readers::default()).ok()?;
+                let new = Shared::try_new(KeptReaders::default()).ok()?;
                 self.lock.kept.get_or_init(|| new)
             }
         };
-        readers.0.fetch_add(1, Ordering::Relaxed);
-        let space = self.space.clone();
-        let in_io = InIo::new(&space.mmap_lock);
-        Some(VmaKept { space, readers: readers.clone(), in_io })
+        kept.readers.0.fetch_add(1, Ordering::Relaxed);
+        Some(VmaKept { space: self.space.clone(), kept: kept.clone(), is_in_io: false })
     }
 }
 
@@ -239,13 +290,27 @@ impl Drop for VmaRead<'_> {
 #[derive(Debug)]
 pub struct VmaKept {
     space: Shared<VmaLocks>,
-    readers: Shared<Readers>,
-    in_io: InIo,
+    kept: Shared<KeptReaders>,
+    is_in_io: bool,
+}
+
+impl VmaKept {
+    /// Marks that the fault waits for I/O from now on. A second call changes nothing.
+    fn through_io(&mut self) {
+        if !std::mem::replace(&mut self.is_in_io, true) {
+            self.kept.in_io.fetch_add(1, Ordering::SeqCst);
+            self.space.note(&self.kept);
+        }
+    }
 }
 
 impl Drop for VmaKept {
     fn drop(&mut self) {
-        self.space.end_read(&self.readers);
+        if self.is_in_io {
+            self.kept.in_io.fetch_sub(1, Ordering::SeqCst);
+            self.space.note(&self.kept);
+        }
+        self.space.end_read(&self.kept.readers);
     }
 }
 
@@ -274,7 +339,7 @@ pub enum Range<'s> {
     /// mmap_lock for reading.
     Read {
         /// Held until this is dropped.
-        _guard: Option<RwLockReadGuard<'s, ()>>,
+        _guard: Option<MmapRead<'s>>,
     },
     /// One VMA's lock, for reading.
     Vma {
@@ -287,6 +352,8 @@ pub enum Range<'s> {
 #[derive(Debug)]
 pub struct Writer<'s> {
     space: &'s VmaLocks,
+    /// The readers that keep the lock of the VMA that was in use last.
+    awaited: Option<Shared<KeptReaders>>,
     write: Option<MmapWrite<'s>>,
 }
 
@@ -313,7 +380,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     type Space = VmaLocks;
     type Vma = VmaLock;
     /// mmap_lock for reading, if the VMA lock could not be taken.
-    type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
+    type Outside<'s, H: Host> = Option<MmapRead<'s>>;
     type Inside<'s, H: Host> = Inside<'s, H, P>;
     type Kept = Kept;
     type Range<'s, H: Host> = Range<'s>;
@@ -326,7 +393,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         engine: &'s Engine<H>,
         _: PageNumber,
         attempt: Attempt,
-    ) -> Option<RwLockReadGuard<'s, ()>> {
+    ) -> Option<MmapRead<'s>> {
         (attempt.slow && attempt.purpose == Purpose::Fault).then(|| space.mmap_lock.read(engine))
     }
 
@@ -386,20 +453,20 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn keep<'o, 's, H: Host>(
-        space: &Shared<VmaLocks>,
-        outside: Option<RwLockReadGuard<'o, ()>>,
+        _: &Shared<VmaLocks>,
+        outside: Option<MmapRead<'o>>,
         inside: Inside<'s, H, P>,
     ) -> Option<Kept> {
         match (inside, outside) {
             (Inside::Vma(read, _), _) => read.keep().map(Kept::Vma),
-            (Inside::Slow, Some(guard)) => Some(Kept::Mmap(space.mmap_lock.keep(guard))),
+            (Inside::Slow, Some(guard)) => Some(Kept::Mmap(guard.keep())),
             (Inside::Slow, None) => None,
         }
     }
 
     fn through_io(kept: &mut Kept) {
         match kept {
-            Kept::Vma(kept) => kept.in_io.begin(),
+            Kept::Vma(kept) => kept.through_io(),
             Kept::Mmap(kept) => kept.through_io(),
         }
     }
@@ -414,7 +481,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     ) -> Range<'s> {
         if call != Call::Discard {
             let write = Some(space.mmap_lock.write(engine, call));
-            return Range::Write(Writer { space, write });
+            return Range::Write(Writer { space, awaited: None, write });
         }
         // SAFETY: the section is dropped below. Until then the code only tries the lock of the VMA, which never waits.
         let section = unsafe { engine.enter_section() };
@@ -431,14 +498,20 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     #[inline]
     fn exclude<'s, H: Host>(work: &mut Range<'s>, _: &'s Engine<H>, vma: &VmaLock) -> Result<(), Blocked> {
         match work {
-            Range::Write(writer) => writer.space.write(vma),
+            Range::Write(writer) => {
+                let written = writer.space.write(vma);
+                if written.is_err() {
+                    writer.awaited = vma.kept.get().cloned();
+                }
+                written
+            }
             Range::Read { .. } | Range::Vma { .. } => Ok(()),
         }
     }
 
     fn await_page_work<'s, H: Host>(work: &mut Range<'s>, engine: &'s Engine<H>) {
         if let Range::Write(writer) = work {
-            writer.space.wait_for_readers(engine);
+            writer.space.wait_for_readers(engine, writer.awaited.as_deref());
         }
     }
 
@@ -453,7 +526,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
 
     fn published<H: Host>(work: &mut Range<'_>) {
         if let Range::Write(writer) = work {
-            let guard = writer.end().and_then(MmapWrite::downgrade);
+            let guard = writer.end().map(MmapWrite::downgrade);
             *work = Range::Read { _guard: guard };
         }
     }
@@ -463,4 +536,40 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn fork<'s, H: Host>(_: &'s Shared<VmaLocks>, _: &'s Engine<H>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faultless::Limits;
+    use faultless_soft::Soft;
+    use std::thread::{scope, yield_now};
+
+    /// The I/O of a fault under one VMA's lock is no cause of a wait for another one.
+    #[test]
+    fn io_under_another_lock_is_no_cause() {
+        let engine = Engine::new(Soft::new(16).unwrap(), Limits::default()).unwrap();
+        let space = Shared::try_new(VmaLocks::default()).unwrap();
+        let [awaited, other] = [VmaLock::default(), VmaLock::default()];
+        let read = |lock| VmaLocks::try_read(&space, &engine, lock).unwrap().keep().unwrap();
+        let (reader, mut in_io) = (read(&awaited), read(&other));
+        in_io.through_io();
+        scope(|scope| {
+            scope.spawn(|| {
+                let write = space.mmap_lock.write(&engine, Call::Protect);
+                while space.write(&awaited).is_err() {
+                    space.wait_for_readers(&engine, awaited.kept.get().map(|kept| &**kept));
+                }
+                drop(write);
+            });
+            while space.waiting.lock().is_none() {
+                yield_now();
+            }
+            drop(reader);
+        });
+        drop(in_io);
+        let counted = |counter| engine.statistics().get(counter);
+        assert_eq!(counted(Counter::VmaLockWaitIo), 0);
+        assert!(counted(Counter::VmaLockWaitFault) > 0);
+    }
 }
