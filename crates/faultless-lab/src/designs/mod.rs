@@ -216,13 +216,14 @@ mod tests {
         };
         assert_eq!(twins("mmap-lock", false), ["mmap-lock-hold"]);
         assert_eq!(twins(OURS, false), ["faultless-retry"]);
-        assert_eq!(twins("vma-lock", false).len(), 5);
+        assert_eq!(twins("vma-lock", false).len(), 7);
         assert!(twins("vma-lock", false).iter().all(|name| name.starts_with("vma-lock-")));
         assert_eq!(twins("vma-lock-retry", true), ["vma-lock-retry-uptodate"]);
+        assert_eq!(twins("vma-lock-hold", true), ["vma-lock-hold-file"]);
         for alone in ["speculative", "range-lock", "table-lock"] {
             assert!(twins(alone, false).is_empty());
         }
-        for alone in ["mmap-lock", "vma-lock", "vma-lock-hold", "vma-lock-hold-cow-fork", OURS] {
+        for alone in ["mmap-lock", "vma-lock", "vma-lock-pin", "vma-lock-hold-cow-fork", OURS] {
             assert!(twins(alone, true).is_empty(), "{alone}");
         }
     }
