@@ -63,6 +63,13 @@ loom BOUND="":
 instructions *ARGS:
     scripts/instructions.sh {{ARGS}}
 
+# Counts the instructions of mprotect and of map, touch, unmap under some designs (needs valgrind). `just design-price 100`: rounds.
+design-price ROUNDS="500":
+    cargo build --release -p faultless-lab --example design_price
+    for name in $(target/release/examples/design_price | cut -d' ' -f1); do \
+        printf '%-26s ' "$name"; valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='*measured*' \
+            target/release/examples/design_price "$name" {{ROUNDS}} 2>&1 | awk -v rounds={{ROUNDS}} '/Collected/ { printf "%d\n", $NF / rounds }'; done
+
 # Measures the stack that each call uses. Fails above 4 KiB.
 stack:
     cargo run --release -p faultless-soft --example stack

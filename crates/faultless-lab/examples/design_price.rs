@@ -1,85 +1,24 @@
-//! Repeats one operation in one thread under one design, in exactly the same way at each run. `scripts/instructions.sh` counts the
+//! Repeats one operation in one thread under one design, in exactly the same way at each run. `just design-price` counts the
 //! instructions of `measured` under callgrind. Without callgrind the program prints the time of one operation.
 //!
 //! `cargo run --release -p faultless-lab --example design_price -- NAME [ROUNDS]`; without a name it runs all of them.
-//!
-//! Two of the designs take no lock at all. Under `bare` the engine asks for none either. Under `machinery` it does all that it does for a
-//! design with a lock in each VMA, and the design does nothing. The difference is what such designs would pay for this engine alone.
 
-use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
-use faultless::design::{AfterIo, Attempt, Awaits, Blocked, Call, Faultless, LockingDesign, Tree, View, Vma};
-use faultless::host::Host;
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::{Faultless, LockingDesign};
 use faultless::protection::{Access, Protection};
-use faultless::sync::Shared;
 use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
 use faultless_lab::designs::{MmapLock, VmaLock};
 use faultless_soft::Soft;
-use std::convert::Infallible;
 use std::error::Error;
 use std::time::Instant;
 
 type Failure = Box<dyn Error>;
 type Run = fn(u64) -> Result<f64, Failure>;
 
-/// A design that takes no lock. `LOCKS_VMAS`: the engine excludes page work VMA by VMA. For one thread only.
-struct NoLock<const LOCKS_VMAS: bool>;
-
-impl<const LOCKS_VMAS: bool> LockingDesign for NoLock<LOCKS_VMAS> {
-    const NAME: &'static str = "no-lock";
-    const LOCKS_VMAS: bool = LOCKS_VMAS;
-    type Space = ();
-    type Vma = ();
-    type Outside<'s, H: Host> = ();
-    type Inside<'s, H: Host> = ();
-    type Kept = Infallible;
-    type Range<'s, H: Host> = ();
-    type Fork<'s, H: Host> = ();
-
-    fn outside<'s, H: Host>(_: &'s Shared<()>, _: &'s Engine<H>, _: PageNumber, _: Attempt) {}
-
-    fn inside<'s, H: Host>(
-        _: &'s Shared<()>,
-        _: &'s Engine<H>,
-        _: View<'s, Vma<H, Self>>,
-        _: PageNumber,
-        _: Attempt,
-    ) -> Result<(), Blocked> {
-        Ok(())
-    }
-
-    fn blocked<H: Host>(_: &Shared<()>, _: &Engine<H>, _: &mut Attempt) {}
-
-    fn after_io(_: Attempt, _: Awaits) -> AfterIo {
-        AfterIo::Retry
-    }
-
-    fn keep<'o, 's, H: Host>(_: &Shared<()>, (): (), (): ()) -> Option<Infallible> {
-        None
-    }
-
-    fn range_work<'s, H: Host>(
-        _: &'s Shared<()>,
-        _: &'s Engine<H>,
-        _: &'s Tree<Vma<H, Self>>,
-        _: Call,
-        _: PageRange,
-    ) {
-    }
-
-    fn fork<'s, H: Host>(_: &'s Shared<()>, _: &'s Engine<H>) {}
-}
-
-type Bare = NoLock<false>;
-type Machinery = NoLock<true>;
-
-const ALL: [(&str, Run); 10] = [
-    ("protect-bare", protect::<Bare>),
-    ("protect-machinery", protect::<Machinery>),
+const ALL: [(&str, Run); 6] = [
     ("protect-vma-lock", protect::<VmaLock>),
     ("protect-mmap-lock", protect::<MmapLock>),
     ("protect-faultless", protect::<Faultless>),
-    ("map-touch-unmap-bare", map_touch_unmap::<Bare>),
-    ("map-touch-unmap-machinery", map_touch_unmap::<Machinery>),
     ("map-touch-unmap-vma-lock", map_touch_unmap::<VmaLock>),
     ("map-touch-unmap-mmap-lock", map_touch_unmap::<MmapLock>),
     ("map-touch-unmap-faultless", map_touch_unmap::<Faultless>),

@@ -37,11 +37,14 @@ type Space<D> = AddressSpace<Soft, D>;
 /// The figures of one round. `None` if there was nothing to measure.
 type Figures = Vec<Option<f64>>;
 
+/// A variant: its name, and one round of it.
+type Variant = (&'static str, fn() -> Figures);
+
 /// A workload: its name, the names of its figures, and one round of each variant.
 struct Workload {
     name: &'static str,
     figures: &'static [&'static str],
-    variants: Vec<(&'static str, fn() -> Figures)>,
+    variants: Vec<Variant>,
 }
 
 macro_rules! variants {

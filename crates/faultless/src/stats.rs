@@ -78,9 +78,9 @@ counters! {
     MmapLockRead = "mmap_lock_read",
     /// Times that mmap_lock was taken for writing.
     MmapLockWrite = "mmap_lock_write",
-    /// Time of waits for mmap_lock. The next four counters are its parts, by the cause of the wait when it began.
+    /// Time of waits for mmap_lock. The next four counters are its parts, by what the holder did meanwhile.
     MmapLockWait = "mmap_lock_wait_ns",
-    /// Time of waits for mmap_lock while some fault of the space held a lock through its I/O.
+    /// Time of waits for mmap_lock while a fault held it through its I/O, or while its writer waited for such a fault's VMA lock.
     MmapLockWaitIo = "mmap_lock_wait_io_ns",
     /// Time of waits for mmap_lock while a fork was at work.
     MmapLockWaitFork = "mmap_lock_wait_fork_ns",
@@ -95,7 +95,7 @@ counters! {
     VmaLockAborts = "vma_lock_aborts",
     /// Time that range work waited for VMA locks. The next two counters are its parts.
     VmaLockWait = "vma_lock_wait_ns",
-    /// Time of waits for VMA locks while some fault of the space held a lock through its I/O.
+    /// Time of waits for VMA locks while a fault held the lock through its I/O.
     VmaLockWaitIo = "vma_lock_wait_io_ns",
     /// Time of waits for VMA locks while faults were at work.
     VmaLockWaitFault = "vma_lock_wait_fault_ns",

@@ -87,6 +87,9 @@ impl Default for VmaLocks {
 /// Lock of a VMA, which is a part of the VMA.
 #[derive(Debug, Default)]
 pub struct VmaLock {
+    /// Keeps the rest of the VMA off the count's cache line, as that of `vm_refcnt` is in Linux. An alignment would make the VMA's
+    /// allocation dearer.
+    _before: [u64; 7],
     /// The readers in sections, and the bits below (`vm_refcnt`).
     readers: Readers,
     /// The number of the last writer that locked this VMA (`vm_lock_seq`), or zero. Written by the writer.
@@ -94,6 +97,7 @@ pub struct VmaLock {
     /// The readers that keep the lock while they wait. They may outlive the section in which they found the VMA, and the engine says
     /// when a VMA is freed; so they are counted beside it. Made by the first of them.
     kept: OnceLock<Shared<KeptReaders>>,
+    _behind: [u64; 7],
 }
 
 /// The number of readers, and the bits below. Atomic. The readers' count and the bits are changed by read-modify-write.

@@ -78,6 +78,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Report, String> {
         Category::Eof => format!("it is cut off: it ends at line {}, within the JSON", error.line()),
         _ => format!("it is not JSON: {error}"),
     })?;
+    if value.get("figures").is_some() && value.get("results").is_none() {
+        return Err("it is not a result of `faultless compare --json`, but of `faultless diff --json`".into());
+    }
     match value.get("schema").map(Value::as_u64) {
         Some(Some(schema)) if schema == u64::from(SCHEMA) => {}
         Some(Some(schema)) => {

@@ -109,7 +109,9 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let draft = space.draft(self.work(), space.tree.view(&section), range, wanted, |_| Ok(()));
         let Draft { hull, goes, mut new, note } = draft.map_err(|error| match error {
             Undrafted::Unpublished(error) => error,
-            Undrafted::InUse => unreachable!("a design that locks VMAs makes its changes one after the other"),
+            Undrafted::InUse => {
+                unreachable!("a design that locks VMAs makes its changes one after the other")
+            }
         })?;
         debug_assert!(near.covers(hull));
         for look in 0.. {

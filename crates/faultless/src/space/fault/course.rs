@@ -205,7 +205,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
             }
         };
-        let mut kept = course.kept.take().filter(|_| D::after_io(attempt, Awaits::Anonymous) == AfterIo::Hold);
+        let mut kept =
+            course.kept.take().filter(|_| D::after_io(attempt, Awaits::Anonymous) == AfterIo::Hold);
         if let Some(kept) = &mut kept {
             D::through_io(kept);
         }

@@ -3,8 +3,10 @@
 //!
 //! `cargo run --release -p faultless-soft --example instructions -- NAME [ROUNDS]`; without a name it runs all of them.
 
+mod no_lock;
+
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
-use faultless::design::Faultless;
+use faultless::design::{Faultless, LockingDesign};
 use faultless::host::{
     Barrier, FrameSource, FrameUse, GroupId, Host, PageTable, Slots, StdBarrier, StdSlots,
 };
@@ -15,6 +17,7 @@ use faultless::sync::{FenceBarrier, Life, RetiredList, Section, Sections, fence_
 use faultless::vma::tree::{Ranged, Tree, Writer};
 use faultless::{AddressSpace, Engine, LimitConfig, Limits, MapRequest, MemoryLimit, Placement};
 use faultless_soft::{Cpu, RadixTable, Soft};
+use no_lock::NoLock;
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -27,7 +30,7 @@ type Run = fn(u64) -> Result<Took, Failure>;
 /// The nanoseconds of one operation.
 struct Took(f64);
 
-const ALL: [(&str, Run); 18] = [
+const ALL: [(&str, Run); 22] = [
     ("look-up-30", |rounds| look_up(30, rounds)),
     ("look-up-1000", |rounds| look_up(1_000, rounds)),
     ("look-up-60000", |rounds| look_up(60_000, rounds)),
@@ -39,8 +42,12 @@ const ALL: [(&str, Run); 18] = [
     ("fault-in-a-group", |rounds| anonymous_fault(machine_in_a_group, rounds)),
     ("zeroing-a-page", zeroing),
     ("unmap-a-page", unmap),
-    ("map-touch-unmap", map_touch_unmap),
-    ("protect-16-pages", protect),
+    ("map-touch-unmap", map_touch_unmap::<Faultless>),
+    ("map-touch-unmap-bare", map_touch_unmap::<NoLock<false>>),
+    ("map-touch-unmap-vmas", map_touch_unmap::<NoLock<true>>),
+    ("protect-16-pages", protect::<Faultless>),
+    ("protect-16-pages-bare", protect::<NoLock<false>>),
+    ("protect-16-pages-vmas", protect::<NoLock<true>>),
     ("reclaim-clean-page", |rounds| reclaim(rounds, Page::Clean)),
     ("reclaim-zero-page", |rounds| reclaim(rounds, Page::Zero)),
     ("reclaim-dirty-page", |rounds| reclaim(rounds, Page::Dirty)),
@@ -147,9 +154,9 @@ fn look_up(mappings: u64, rounds: u64) -> Result<Took, Failure> {
     })
 }
 
-struct Machine {
+struct Machine<D: LockingDesign = Faultless> {
     engine: Arc<Engine<Soft>>,
-    space: AddressSpace<Soft, Faultless>,
+    space: AddressSpace<Soft, D>,
 }
 
 /// Makes a machine of which each frame was used once, so that the operating system has backed them all.
@@ -167,7 +174,7 @@ fn memory(frames: u64) -> Result<Soft, Failure> {
     Ok(soft)
 }
 
-fn machine(frames: u64) -> Result<Machine, Failure> {
+fn machine<D: LockingDesign>(frames: u64) -> Result<Machine<D>, Failure> {
     let engine = Engine::new(memory(frames)?, Limits::default())?;
     let space = AddressSpace::new(&engine)?;
     Ok(Machine { engine, space })
@@ -184,7 +191,7 @@ fn machine_in_a_group(frames: u64) -> Result<Machine, Failure> {
 
 /// Makes a machine with a limit, and a space that is in no group.
 fn machine_beside_a_group(frames: u64) -> Result<Machine, Failure> {
-    let machine = machine(frames)?;
+    let machine = machine::<Faultless>(frames)?;
     MemoryLimit::new(&machine.engine, LimitConfig::max(1 << 20))?;
     Ok(machine)
 }
@@ -193,7 +200,7 @@ fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
-fn map(space: &AddressSpace<Soft, Faultless>, page: u64, pages: u64) -> Result<VirtAddr, Failure> {
+fn map<D: LockingDesign>(space: &AddressSpace<Soft, D>, page: u64, pages: u64) -> Result<VirtAddr, Failure> {
     Ok(space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page))))?)
 }
 
@@ -220,7 +227,7 @@ fn zeroing(rounds: u64) -> Result<Took, Failure> {
 
 /// Unmaps one page with a frame, among as many mappings as rounds. Includes the work of retiring.
 fn unmap(rounds: u64) -> Result<Took, Failure> {
-    let Machine { space, engine } = machine(rounds + 512)?;
+    let Machine { space, engine } = machine::<Faultless>(rounds + 512)?;
     for round in 0..rounds {
         space.fault_and_wait(map(&space, round * 2, 1)?, Access::Write)?;
     }
@@ -229,8 +236,8 @@ fn unmap(rounds: u64) -> Result<Took, Failure> {
 }
 
 /// Takes or returns the rights of 16 pages with frames inside a mapping.
-fn protect(rounds: u64) -> Result<Took, Failure> {
-    let Machine { space, .. } = machine(512)?;
+fn protect<D: LockingDesign>(rounds: u64) -> Result<Took, Failure> {
+    let Machine { space, .. } = machine::<D>(512)?;
     map(&space, 0, 256)?;
     (128..144).try_for_each(|page| space.fault_and_wait(at(page), Access::Write))?;
     measured(rounds, |round| {
@@ -240,8 +247,8 @@ fn protect(rounds: u64) -> Result<Took, Failure> {
 }
 
 /// Maps, touches and unmaps a page, as will-it-scale does. Another mapping keeps the leaf table.
-fn map_touch_unmap(rounds: u64) -> Result<Took, Failure> {
-    let Machine { space, .. } = machine(512)?;
+fn map_touch_unmap<D: LockingDesign>(rounds: u64) -> Result<Took, Failure> {
+    let Machine { space, .. } = machine::<D>(512)?;
     space.fault_and_wait(map(&space, 8, 1)?, Access::Write)?;
     measured(rounds, |_| {
         space.fault_and_wait(map(&space, 0, 1)?, Access::Write)?;
@@ -289,7 +296,7 @@ fn reclaim(rounds: u64, page: Page) -> Result<Took, Failure> {
         )
         .into());
     }
-    let Machine { space, engine } = machine(rounds + 512)?;
+    let Machine { space, engine } = machine::<Faultless>(rounds + 512)?;
     match page {
         Page::Clean => engine.add_swap(Arc::new(CompressedMemory::new(2 * rounds, usize::MAX)?))?,
         Page::Zero | Page::Dirty => engine.add_swap(Arc::new(Nowhere::default()))?,
