@@ -133,7 +133,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// they wait for I/O. A mapping that is unlocked or replaced meanwhile is not fetched. Pages of a private mapping that can
     /// be written are fetched for writing.
     ///
-    /// This version evicts nothing from a mapping, locked or not. A mapping of foreign frames is skipped: it is never locked,
+    /// Reclaim takes no page of a locked mapping. A mapping of foreign frames is skipped: it is never locked,
     /// and not fetched.
     ///
     /// # Errors
