@@ -265,12 +265,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
             match space.draft(self.work(), view, range, wanted, may_be_more) {
                 Ok(draft) => break draft,
                 Err(Undrafted::Unpublished(error)) => return Err(error),
-                // A neighbour that is merged is in use. The design keeps other threads from changing the tree meanwhile.
-                Err(Undrafted::InUse) => {
-                    drop(lock);
-                    D::await_page_work(self.work(), &space.engine);
-                    lock = space.map.lock_by(&*space.engine);
-                }
+                // A neighbour that is merged is in use.
+                Err(Undrafted::InUse) => lock = self.await_page_work(lock),
             }
         };
         let replaced = space.tree.replace(&mut lock.writer, hull, &mut new, &mut self.retired);
@@ -282,6 +278,19 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         lock.edited(note);
         fence_of_range_work();
         Ok(lock)
+    }
+}
+
+impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
+    /// Waits for page work that uses a VMA that is to be replaced, without the tree lock. The design keeps other threads from changing
+    /// the tree meanwhile. Not inlined: most designs never come here, and the stack has no room for it.
+    #[cold]
+    #[inline(never)]
+    fn await_page_work(&mut self, lock: TreeLock<'a>) -> TreeLock<'a> {
+        drop(lock);
+        let space = self.space;
+        D::await_page_work(self.work(), &space.engine);
+        space.map.lock_by(&*space.engine)
     }
 }
 
