@@ -147,8 +147,8 @@ struct Compare {
     /// Reads that the device serves at the same time [default: unlimited]
     #[arg(long, value_name = "N", value_parser = queue_depth, allow_hyphen_values = true)]
     queue_depth: Option<NonZeroUsize>,
-    /// What fork does with leaf tables: "copy", as Linux, or "share" until one changes [default: share under faultless
-    /// and faultless-retry, copy under the others]
+    /// The way in which fork passes on leaf tables: "copy", as Linux, or "share" until one changes [default: share
+    /// under faultless and faultless-retry, copy under the others]
     #[arg(long, value_name = "HOW", value_enum, hide_possible_values = true)]
     fork: Option<LeafTables>,
     /// Operations per second of an actor of the scenario; may be repeated

@@ -16,8 +16,7 @@
 //!
 //! **The interval** is a percentile bootstrap of that median, with a fixed seed: the same rounds always give the same
 //! interval. Its ends are the 0.5th and the 99.5th percentile, so that it contains the true ratio in 95 % of all cases.
-//! The usual 2.5th and 97.5th percentile are too narrow for a median of few rounds: with 7 rounds, 13 % of pairs of
-//! equal designs would count as different. With [`LEAST_ROUNDS`] it is the range of all ratios, and misses 6 %.
+//! The usual 2.5th and 97.5th percentile are too narrow for a median of few rounds. With [`LEAST_ROUNDS`] it is the range of all ratios, and misses 6 %.
 //!
 //! **A zero** has no ratio. If both values of a pair are zero, the pair counts as 1. If one is, it counts as zero or as
 //! infinite, which a median can bear. A value that is missing takes its pair with it.

@@ -51,7 +51,7 @@ pub struct Setup {
     pub io_latency_us: f64,
     /// The maximum number of concurrent reads at the device; null: unlimited.
     pub queue_depth: Option<usize>,
-    /// What fork does with leaf tables under all designs: "copy" or "share"; null: each design's own.
+    /// The treatment of leaf tables by fork, under all designs: "copy" or "share"; null: each design's own.
     #[serde(default)]
     pub fork: Option<LeafTables>,
     /// Rates that override the scenarios' defaults, by actor, in operations per second.

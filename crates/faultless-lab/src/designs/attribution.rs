@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-/// What the holder of a lock does.
+/// The activity of the holder of a lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cause {
     /// A fault holds the lock through its I/O, or the holder waits for such a fault.

@@ -48,7 +48,7 @@ pub struct Design {
     pub about: &'static str,
     /// The kernel version or the message that it models.
     pub source: &'static str,
-    /// What its fork does with leaf tables, unless the user says otherwise.
+    /// The treatment of leaf tables by its fork. `--fork` overrides it.
     pub fork: LeafTables,
     /// The lock of page work.
     locks: Locks,
@@ -56,7 +56,7 @@ pub struct Design {
     io: Io,
 }
 
-/// What page work takes. Designs of the same locks share their code, and differ by what a fault does after I/O.
+/// The lock of page work. Designs with the same lock share their code, and differ by a fault's way to go on after I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Locks {
     /// mmap_lock.
@@ -73,7 +73,7 @@ enum Locks {
     EntryBit,
 }
 
-/// What a fault does with its lock for I/O, and after it.
+/// The use of the lock during a fault's I/O, and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Io {
     /// It holds the lock. A design that holds it for files alone is no other: no scenario has pages in swap space.
@@ -91,7 +91,7 @@ enum Io {
     Resume,
 }
 
-/// What fork does with the leaf tables of private memory.
+/// The treatment of leaf tables of private memory by fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LeafTables {

@@ -87,7 +87,7 @@ pub struct Settings {
     pub io_latency: Duration,
     /// The maximum number of concurrent reads at the device; `None`: unlimited.
     pub queue_depth: Option<NonZeroUsize>,
-    /// What fork does with leaf tables under all designs; `None`: each design's own.
+    /// The treatment of leaf tables by fork, under all designs; `None`: each design's own.
     pub fork: Option<LeafTables>,
     /// Rates that override a scenario's defaults, by actor. The last entry of an actor counts.
     pub rates: Vec<(String, f64)>,

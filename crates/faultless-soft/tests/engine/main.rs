@@ -26,6 +26,7 @@ mod reclaim_files;
 mod reclaim_order;
 mod reclaim_queues;
 mod remap_limits;
+mod retry_pinned;
 mod scarce;
 mod shared_memory_advice;
 mod shared_memory_cuts;

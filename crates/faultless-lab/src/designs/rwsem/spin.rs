@@ -32,7 +32,7 @@ fn this_thread() -> u64 {
     NAME.with(|name| std::ptr::from_ref(name).addr() as u64)
 }
 
-/// What a spinner learns from the owner.
+/// The result of a spinner's look at the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// No owner: the lock is free, or changes hands.

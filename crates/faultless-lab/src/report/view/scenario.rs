@@ -103,7 +103,8 @@ fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
     setup
 }
 
-/// Says what fork does with leaf tables. `all`: what it does under all designs. `None` if the engine takes no part.
+/// Describes the treatment of leaf tables by fork. `all`: the one that the user has chosen for all designs. Returns `None` if only the
+/// kernel takes part.
 fn leaf_tables(runs: &[&Run], all: Option<LeafTables>) -> Option<String> {
     let ways: Vec<_> = runs
         .iter()
