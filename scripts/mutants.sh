@@ -50,6 +50,7 @@ isolated_while_shared    | faultless-soft | loom_homes | a_shared_page_against_i
 locked_table_shared      | faultless-soft | engine | no_table_under_a_locked | rule H6
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
+writeback_protects_others | faultless-lab | order | batches::faultless_design::a_writeback_between_the_pages_of_another | invariant 9
 sweep_ignores_batches    | faultless-soft | loom_shared | a_protect_beside_a_writeback | invariant 3
 batch_freed_early        | faultless-soft | engine | truncation_frees | invariant 3
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3

@@ -73,6 +73,14 @@ impl Soft {
         Self { on_wait: Some(on_wait), ..self }
     }
 
+    /// Makes the machine call `pause` in the middle of each copy of bytes into or out of a frame, by a processor or by the engine for a
+    /// file's handle. Use it in tests: if `pause` sleeps from time to time, a call that does not wait for a copy under way is found
+    /// out soon. The thread is in an access and may hold locks of the engine, so `pause` must not call the engine.
+    #[must_use]
+    pub fn with_pauses(self, pause: fn()) -> Self {
+        Self { memory: self.memory.paused_by(pause), ..self }
+    }
+
     /// Makes a machine whose processors have a TLB and a cache of upper table entries, as hardware has. Use it in
     /// tests: it panics if a frame or a leaf table is freed before its translations were invalidated.
     ///

@@ -81,6 +81,8 @@ pub struct PhysicalMemory {
     low: plain::AtomicU64,
     /// The place for the note: the sections of the engine that has asked for it first.
     watcher: OnceLock<Arc<Sections>>,
+    /// A function that is called in the middle of each copy of bytes. Immutable.
+    pause: Option<fn()>,
     /// The processors' caches. They must not name a frame that is freed. Immutable.
     #[cfg(debug_assertions)]
     processors: Option<Arc<Processors>>,
@@ -110,9 +112,15 @@ impl PhysicalMemory {
             scarcity: Scarcity::default(),
             low: plain::AtomicU64::new(0),
             watcher: OnceLock::new(),
+            pause: None,
             #[cfg(debug_assertions)]
             processors: None,
         })
+    }
+
+    /// Returns this memory with a function that is called in the middle of each copy of bytes.
+    pub(crate) fn paused_by(self, pause: fn()) -> Self {
+        Self { pause: Some(pause), ..self }
     }
 
     /// Returns this memory with processors whose caches may name its frames.
@@ -408,12 +416,20 @@ unsafe impl FrameSource for PhysicalMemory {
 
     unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
         self.step(frame, Ordering::Acquire);
-        self.arena.read(frame.get(), offset, bytes)
+        let Some(pause) = self.pause else { return self.arena.read(frame.get(), offset, bytes) };
+        let (first, second) = bytes.split_at_mut(bytes.len() / 2);
+        let done = self.arena.read(frame.get(), offset, first);
+        pause();
+        done + self.arena.read(frame.get(), offset.saturating_add(done), second)
     }
 
     unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
         self.step(frame, Ordering::Release);
-        self.arena.write(frame.get(), offset, bytes)
+        let Some(pause) = self.pause else { return self.arena.write(frame.get(), offset, bytes) };
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        let done = self.arena.write(frame.get(), offset, first);
+        pause();
+        done + self.arena.write(frame.get(), offset.saturating_add(done), second)
     }
 
     fn watch(&self, sections: &Arc<Sections>, low: u64) {

@@ -1,5 +1,5 @@
-//! Truncation and writeback invalidate several spaces at once. Range work that runs in between finds entries that are
-//! already weakened, and processors that still use the old translations.
+//! Truncation and writeback invalidate several spaces at once. Range work and other writebacks that run in between may find entries
+//! that are already weakened, and processors that still use the old translations.
 
 use super::{FIRST, READ_WRITE, Recorder, Watched, Zeros, at};
 use faultless::address::PAGE_SIZE;
@@ -8,6 +8,7 @@ use faultless::protection::{Access, Protection};
 use faultless::sync::Shared;
 use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 every_design! { [crate::under] (
     writeback_invalidates_many_spaces_at_once
@@ -17,6 +18,7 @@ every_design! { [crate::under] (
     discarding_beside_a_truncation_invalidates_too
     mremap_beside_a_truncation_invalidates_too
     mprotect_beside_a_writeback_invalidates_too
+    a_writeback_between_the_pages_of_another_invalidates_too
 ) }
 
 /// A file of one page, with spaces that show it and have stored into it.
@@ -28,7 +30,7 @@ struct Shown<D: LockingDesign> {
 impl<D: LockingDesign> Shown<D> {
     fn new(spaces: usize) -> Self {
         let engine = Engine::new(Recorder::new(), Limits::default()).unwrap();
-        let file = File::open_rw(&engine, Arc::new(Zeros)).unwrap();
+        let file = File::open_rw(&engine, Arc::new(Zeros(1))).unwrap();
         let request =
             || MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(FIRST)));
         let spaces = (0..spaces).map(|_| {
@@ -110,4 +112,35 @@ fn mprotect_beside_a_writeback_invalidates_too<D: LockingDesign>() {
     let shown = Shown::<D>::new(2);
     let change = |space: &Watched<D>| space.protect(at(FIRST), PAGE_SIZE, Protection::READ).unwrap();
     shown.beside(|| shown.file.sync().unwrap(), change);
+}
+
+/// Two threads write back pages of one file: one page 1, the other pages 0 and 2. Page 1 is under writeback already when the second
+/// thread comes by its entry, and the second invalidation has not ended when the first thread writes page 1. The log checks that no
+/// processor may store into a page whose bytes are read.
+fn a_writeback_between_the_pages_of_another_invalidates_too<D: LockingDesign>() {
+    let engine = Engine::new(Recorder::new(), Limits::default()).unwrap();
+    let file = File::open_rw(&engine, Arc::new(Zeros(3))).unwrap();
+    let space = Watched::<D>::beside(&engine);
+    let request = MapRequest::shared_file(&file, 0, 3 * PAGE_SIZE, READ_WRITE);
+    space.map(request.at(Placement::Fixed(at(FIRST)))).unwrap();
+    space.touch(FIRST + 1..FIRST + 2);
+    let ((begin, begun), (end, ended), (hand, handed)) = (channel(), channel(), channel());
+    let (log, other, written) = (engine.host().log.clone(), Watched(space.clone()), file.clone());
+    engine.host().log.before_exchange(move || {
+        let second = std::thread::spawn(move || {
+            other.touch(FIRST..FIRST + 1);
+            other.touch(FIRST + 2..FIRST + 3);
+            log.when_invalidated(move || {
+                begin.send(()).unwrap();
+                ended.recv().unwrap();
+            });
+            written.handle().start_sync();
+        });
+        begun.recv().expect("the second writeback invalidates");
+        hand.send(second).unwrap();
+    });
+    file.handle().start_sync();
+    end.send(()).unwrap();
+    handed.recv().unwrap().join().unwrap();
+    file.sync().unwrap();
 }

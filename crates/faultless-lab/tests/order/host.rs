@@ -27,6 +27,8 @@ pub struct Log {
     pub is_in_interrupt: AtomicBool,
     /// Called when the next invalidation begins, in place of another thread.
     hook: Mutex<Option<Hook>>,
+    /// Called when an entry is about to be exchanged.
+    before_exchange: Mutex<Option<Hook>>,
 }
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -87,6 +89,11 @@ impl Log {
     /// Has `hook` called when the next invalidation begins.
     pub fn when_invalidated(&self, hook: impl FnOnce() + Send + 'static) {
         *lock(&self.hook) = Some(Box::new(hook));
+    }
+
+    /// Has `hook` called before the next exchange of an entry.
+    pub fn before_exchange(&self, hook: impl FnOnce() + Send + 'static) {
+        *lock(&self.before_exchange) = Some(Box::new(hook));
     }
 
     /// Returns whether a processor may use an old translation of `page` of this table.
@@ -314,6 +321,8 @@ unsafe impl PageTable for RecordedTable {
         seen: Entry,
         new: Entry,
     ) -> Result<(), Entry> {
+        let hook = lock(&self.log.before_exchange).take();
+        hook.into_iter().for_each(|hook| hook());
         // SAFETY: by the same contract.
         unsafe { self.table.exchange(leaf, page, seen, new) }?;
         if !self.is_unloaded.load(Ordering::Relaxed) {

@@ -234,7 +234,7 @@ fn a_host_hears_what_a_frame_is_for<D: LockingDesign>() {
     drop(space.fork().unwrap());
     assert_eq!(log.taken_for(), [FrameUse::Fork]);
     drop(pinned);
-    let file = File::open(space.engine(), Arc::new(Zeros)).unwrap();
+    let file = File::open(space.engine(), Arc::new(Zeros(1))).unwrap();
     let request = MapRequest::file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(FIRST)));
     space.map(request).unwrap();
     space.fault_and_wait(at(FIRST), Access::Read).unwrap();
@@ -270,7 +270,7 @@ fn invariant_1_no_transfer_ends_in_an_interrupt<D: LockingDesign>() {
         return;
     }
     let space = Watched::<D>::new();
-    let store = Arc::new(GatedStore::new(Zeros));
+    let store = Arc::new(GatedStore::new(Zeros(1)));
     let file = File::open(space.engine(), store.clone()).unwrap();
     let request = MapRequest::file(&file, 0, PAGE_SIZE, Protection::READ).at(Placement::Fixed(at(FIRST)));
     space.map(request).unwrap();
@@ -286,12 +286,12 @@ fn invariant_1_no_transfer_ends_in_an_interrupt<D: LockingDesign>() {
     std::mem::forget((space, file, fault));
 }
 
-/// A store of one page.
-struct Zeros;
+/// A store of this many pages.
+struct Zeros(u64);
 
 impl Store for Zeros {
     fn length(&self) -> Result<u64, StoreError> {
-        Ok(PAGE_SIZE)
+        Ok(self.0 * PAGE_SIZE)
     }
 
     fn submit(&self, transfer: Transfer) {

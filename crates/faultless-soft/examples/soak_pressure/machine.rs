@@ -16,7 +16,7 @@ use faultless_soft::Soft;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The threads of a process.
 pub const TOGETHER: usize = 4;
@@ -120,7 +120,12 @@ impl Machine {
         };
         let reserve = Reserve::per_mille(30, 60)?;
         let limits = Limits { cached_pages: FILE / 2, reclaim: order, reserve, dirty, ..Limits::default() };
-        let engine = Engine::new(Soft::with_caches(frames)?.with_trace(waited), limits)?;
+        let machine = Soft::with_caches(frames)?.with_trace(waited);
+        let machine = match order {
+            ReclaimOrder::SmallMain => machine.with_pauses(pause),
+            ReclaimOrder::Generations => machine,
+        };
+        let engine = Engine::new(machine, limits)?;
         let own = TOGETHER as u64 * (OWN + 2 * FEW);
         let room = seats.max(1) * (SHARED + MEMORY + own) * 4;
         let file = || -> Result<Arc<dyn SwapDevice>, Failure> {
@@ -143,6 +148,14 @@ impl Machine {
         disk.set_len(WRITTEN * arguments.threads as u64 * PAGE_SIZE)?;
         let written = File::open_rw(&engine, Arc::new(FileStore::from_file(disk.try_clone()?)?))?;
         Ok(Self { engine, families, devices, file, written, disk })
+    }
+}
+
+/// Interrupts one copy of bytes in eight for a moment, as a scheduler seldom does. Work that should wait for the copy has time to come
+/// in between.
+fn pause() {
+    if fastrand::u32(..8) == 0 {
+        std::thread::sleep(Duration::from_micros(fastrand::u64(..4000)));
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! | engine | groups | threads |
 //! |---|---|---|
-//! | reclaim order SmallMain, limits of dirty pages as Linux | families: two groups below a third one | half of the processes; a [`keeper`] |
+//! | reclaim order SmallMain, limits of dirty pages as Linux, pauses in the middle of copies | families: two groups below a third one | half of the processes; a [`keeper`] |
 //! | reclaim order Generations | the same | the other half; a [`keeper`] |
 //! | with a device that fails, and too little room ([`troubled`]) | none | two of its own |
 //!

@@ -4,8 +4,8 @@ use crate::{Failure, Space};
 use fastrand::Rng;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless_soft::Cpu;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Whether a byte was wrong, in a process that was killed too.
 static WRONG: AtomicBool = AtomicBool::new(false);
@@ -34,8 +34,12 @@ pub fn bytes_of(stamp: u64, length: u64) -> Vec<u8> {
     }
     let mut numbers = Rng::with_seed(stamp);
     let fixed = numbers.u64(..);
-    let is_noise = (stamp / 64).is_multiple_of(4);
+    let is_noise = is_noise(stamp);
     (0..length / 8).flat_map(|_| (if is_noise { numbers.u64(..) } else { fixed }).to_le_bytes()).collect()
+}
+
+fn is_noise(stamp: u64) -> bool {
+    (stamp / 64).is_multiple_of(4)
 }
 
 /// Checks that `bytes` are those of one of `stamps`. Returns the stamp.
@@ -46,7 +50,56 @@ pub fn compare(place: &str, bytes: &[u8], stamps: &[u64]) -> Result<u64, Failure
     let expected = bytes_of(stamps[0], bytes.len() as u64);
     let offset = bytes.iter().zip(&expected).position(|(is, should)| is != should).unwrap_or(0);
     let (is, should) = (bytes[offset], expected[offset]);
-    Err(wrong(format!("{place} + {offset} has byte {is:#x} instead of {should:#x}")))
+    let failure =
+        wrong(format!("{place} + {offset} has byte {is:#x} instead of {should:#x}; stamps {stamps:?}"));
+    eprintln!("WRONG: {place}: {}", whose(bytes));
+    Err(failure)
+}
+
+/// The number of stamps that a thread has used at most. It bounds the search of [`whose`].
+static MOST_STAMPS: AtomicU64 = AtomicU64::new(0);
+/// The number of threads that have stamps.
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+/// Returns stamp `number` of a thread, and notes that it is used. `number` begins with 1.
+pub fn stamp(thread: u64, number: u64) -> u64 {
+    THREADS.fetch_max(thread + 1, Ordering::Relaxed);
+    MOST_STAMPS.fetch_max(number, Ordering::Relaxed);
+    (thread << 40) + number * 64
+}
+
+/// Describes the words of a page that has wrong bytes: the runs of words that one store has left, and which store it was.
+fn whose(bytes: &[u8]) -> String {
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let (threads, most) = (THREADS.load(Ordering::Relaxed), MOST_STAMPS.load(Ordering::Relaxed));
+    let wanted: HashSet<u64> = words.iter().copied().filter(|word| *word != 0).collect();
+    let mut names = HashMap::new();
+    for (thread, number) in (0..threads).flat_map(|thread| (1..=most).map(move |number| (thread, number))) {
+        let stamp = (thread << 40) + number * 64;
+        let mut numbers = Rng::with_seed(stamp);
+        let different = if is_noise(stamp) { PAGE_SIZE / 8 + 1 } else { 1 };
+        for word in (0..different).map(|_| numbers.u64(..)).filter(|word| wanted.contains(word)) {
+            names.insert(word, (thread, number));
+        }
+    }
+    let mut runs: Vec<(String, usize, usize)> = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let name = match (names.get(word), *word) {
+            (Some((thread, number)), _) => format!("store {number} of thread {thread}"),
+            (None, 0) => "zeros".to_string(),
+            (None, 0xaaaa_aaaa_aaaa_aaaa) => "bytes that were not read".to_string(),
+            (None, 0xa5a5_a5a5_a5a5_a5a5) => "bytes of a free page".to_string(),
+            (None, _) => format!("unknown, as {word:#x}"),
+        };
+        match runs.last_mut().filter(|run| run.0 == name || (run.0.starts_with('u') && name.starts_with('u')))
+        {
+            Some(run) => run.2 = at,
+            None => runs.push((name, at, at)),
+        }
+    }
+    let texts: Vec<String> =
+        runs.iter().map(|(name, first, last)| format!("words {first} to {last}: {name}")).collect();
+    texts.join(", ")
 }
 
 /// Checks that the `length` bytes at `at` are those of `stamp`.

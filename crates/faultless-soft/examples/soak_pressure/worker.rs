@@ -2,7 +2,7 @@
 
 use crate::counts::Kind;
 use crate::machine::{Family, Machine, OWN, PART, Process, SHARED, Seat, TOGETHER, WRITTEN, World};
-use crate::model::{Own, bytes_of, check, wrong};
+use crate::model::{Own, bytes_of, check, stamp, wrong};
 use crate::{Failure, Space, waits};
 use fastrand::Rng;
 use faultless::MapRequest;
@@ -33,7 +33,8 @@ pub struct Worker<'a> {
     /// The stamps that each of this thread's pages of the written file may have. There are two if a store was made as the process was
     /// killed.
     pub written: Vec<Vec<u64>>,
-    stamp: u64,
+    /// The number of stamps that the thread has used.
+    stamps: u64,
 }
 
 impl<'a> Worker<'a> {
@@ -50,7 +51,7 @@ impl<'a> Worker<'a> {
             own: None,
             memory: HashMap::new(),
             written: vec![vec![0]; WRITTEN as usize],
-            stamp: (number as u64) << 40,
+            stamps: 0,
         })
     }
 
@@ -94,7 +95,10 @@ impl<'a> Worker<'a> {
 
     fn operation(&mut self) -> Result<(), Failure> {
         let process = self.process.clone();
-        let (name, operation): (&str, Operation) = match self.numbers.u32(..1024) {
+        // In every second process, most accesses are to the written file: many threads make pages dirty, and write them back.
+        let is_writer = self.number / TOGETHER % 4 < 2 && self.numbers.u32(..8) != 0;
+        let number = if is_writer { 700 } else { self.numbers.u32(..1024) };
+        let (name, operation): (&str, Operation) = match number {
             0..480 => ("an access to a shared page", |all, process| all.access_shared(process)),
             480..640 => ("an access to an own page", |all, process| all.access_own(process)),
             640..700 => ("a read of the file", |all, process| all.read_file(process)),
@@ -120,8 +124,8 @@ impl<'a> Worker<'a> {
     }
 
     pub fn next_stamp(&mut self) -> u64 {
-        self.stamp += 64;
-        self.stamp
+        self.stamps += 1;
+        stamp(self.number as u64, self.stamps)
     }
 
     /// Returns the address of this thread's part of a shared page.

@@ -61,6 +61,14 @@ use mappings::FileMappings;
 use word::{SEEN, eviction_of, frame_of, is_absent, word_of, word_of_evicted};
 use writers::Writers;
 
+/// Pages of a file that a writeback is about to write.
+pub(crate) struct Written<'a> {
+    /// The pages from the first to the last one.
+    pub pages: Range<u64>,
+    /// Returns whether a frame has one of these pages. Between them lie pages that other threads write.
+    pub has: &'a dyn Fn(Frame) -> bool,
+}
+
 /// A space that may map pages of a file, as truncation sees it.
 pub(crate) trait MappedBy<H: Host>: Send + Sync {
     /// Unmaps every page of `pages` of the file that `file` names from the space, and drops every copy made of a page of `copies`. `shown`
@@ -74,13 +82,13 @@ pub(crate) trait MappedBy<H: Host>: Send + Sync {
         removed: &mut RemovedBatch<'_, H>,
     );
 
-    /// Takes the write right away from every entry that maps a folio of `pages` of this file that is under writeback.
-    /// Processors may store into these until `stale` is finished. `shown` returns the addresses within which the space may show
-    /// the file, as of the time when it is called.
+    /// Takes the write right away from every entry that maps a page of this file that is `written`. Processors may store into these
+    /// until `stale` is finished. `shown` returns the addresses within which the space may show the file, as of the time when it is
+    /// called.
     fn protect_pages_of(
         &self,
         file: Home,
-        pages: Range<u64>,
+        written: &Written<'_>,
         shown: &dyn Fn() -> Option<PageRange>,
         stale: &mut StaleBatch<'_, H>,
     );
@@ -484,35 +492,17 @@ impl<H: Host> File<H> {
         self.spaces.living(&self.engine)
     }
 
-    /// Calls `f` for every space that may show one of `pages`, in ascending order of numbers. The second argument of `f`
-    /// returns the addresses within which the space may show the file, as of the time when it is called. The state of the pages
+    /// Calls `f` for every space that may show one of `pages` and is `wanted`, in ascending order of numbers. The second argument of
+    /// `f` returns the addresses within which the space may show the file, as of the time when it is called. The state of the pages
     /// has been changed before.
     fn each_space(
         &self,
-        pages: Range<u64>,
-        f: impl FnMut(&dyn MappedBy<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
-    ) {
-        self.each_wanted(pages, |_| true, f);
-    }
-
-    /// Calls `f`, as [`File::each_space`] does, for every space that may have a right to store. The pages were put under
-    /// writeback before, and a fence was made.
-    fn each_storing_space(
-        &self,
-        pages: Range<u64>,
-        f: impl FnMut(&dyn MappedBy<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
-    ) {
-        self.each_wanted(pages, |id| self.spaces.has_stored(id), f);
-    }
-
-    fn each_wanted(
-        &self,
-        pages: Range<u64>,
+        pages: &Range<u64>,
         wanted: impl Fn(u64) -> bool,
-        mut f: impl FnMut(&dyn MappedBy<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        mut f: impl FnMut(&dyn MappedBy<H>, &dyn Fn() -> Option<PageRange>),
     ) {
-        self.spaces.each(&self.engine, &pages, wanted, |id, space| {
-            f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
+        self.spaces.each(&self.engine, pages, wanted, |id, space| {
+            f(space, &|| self.spaces.addresses(&self.engine, id));
             true
         });
     }

@@ -195,9 +195,13 @@ impl<H: Host> File<H> {
     /// it returns, no processor uses them.
     pub(super) fn drop_everywhere(&self, pages: Range<u64>, copies: Range<u64>) {
         let mut removed = RemovedBatch::open(&self.engine);
-        self.each_space(pages, |space, pages, shown| {
-            space.drop_pages_of(self.home(), [pages, copies.clone()], shown, &mut removed);
-        });
+        self.each_space(
+            &pages,
+            |_| true,
+            |space, shown| {
+                space.drop_pages_of(self.home(), [pages.clone(), copies.clone()], shown, &mut removed);
+            },
+        );
         removed.finish();
     }
 

@@ -12,6 +12,7 @@
 //! the folio, with a fence between. If the fault's step on the folio comes first, writeback finds the announcement or
 //! the right. If writeback's comes first, the fault finds WRITEBACK and waits. So if an entry has the write right, its
 //! folio is dirty, or writeback is about to take the right. While a page is being written, no thread stores into it.
+//! Only the thread that has put a page under writeback takes its right, and only that thread's invalidation counts.
 //!
 //! The tags name the pages to visit. Dirty is set after the folio is dirty. Writing is set before Dirty is cleared, so
 //! that a sync that waits for a range misses no write. A tag may be set without cause.
@@ -31,7 +32,7 @@
 
 use super::account::{Full, Pin};
 use super::index::Tag;
-use super::{File, frame_of, no_memory};
+use super::{File, Written, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
 use crate::engine::StaleBatch;
 use crate::errno;
@@ -371,7 +372,7 @@ impl<H: Host> File<H> {
         // Partners: the fence after the bit in page work, and that of `FileMappings::note_store`.
         full_fence();
         if !mutant!("writeback_keeps_rights") {
-            self.protect_everywhere(pages);
+            self.protect_everywhere(pages, batch);
         }
         self.submit_runs(batch, store.max_pages().clamp(1, MAX_PAGES));
     }
@@ -392,13 +393,27 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Takes the write right of those of `pages` that are under writeback from every space. When it returns, no
-    /// processor stores into them. Not inlined, so that the batch is off the stack when the bytes are read.
+    /// Takes the write right of the pages of `batch`, which lie within `pages`, from every space. When it returns, no processor
+    /// stores into them. Not inlined, so that the list of stale parts is off the stack when the bytes are read.
+    ///
+    /// A page between them may be in another thread's batch. It keeps its right: that thread would find no right to take, and
+    /// would not wait for processors that still use it.
     #[inline(never)]
-    fn protect_everywhere(&self, pages: Range<u64>) {
+    fn protect_everywhere(&self, pages: Range<u64>, batch: &Batch<H>) {
+        let is_ours = |frame| {
+            let folio = self.engine.folio(frame);
+            let place = batch.binary_search_by_key(&folio.index(), |(page, _)| *page);
+            place.is_ok_and(|place| batch[place].1.frame() == frame)
+                || mutant!("writeback_protects_others")
+                    && folio.is_writeback()
+                    && folio.is_page_of(self.home())
+        };
         let mut stale = StaleBatch::open(&self.engine);
-        self.each_storing_space(pages, |space, pages, shown| {
-            space.protect_pages_of(self.home(), pages, shown, &mut stale);
+        let written = Written { pages, has: &is_ours };
+        // Only spaces with a right to store. The pages were put under writeback before, and a fence was made.
+        let may_store = |id| self.spaces.has_stored(id);
+        self.each_space(&written.pages, may_store, |space, shown| {
+            space.protect_pages_of(self.home(), &written, shown, &mut stale);
         });
         stale.finish();
     }

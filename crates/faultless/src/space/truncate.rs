@@ -5,8 +5,8 @@ use super::fault::page_work::{Announced, Leaves, Refused};
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::{RemovedBatch, StaleBatch};
-use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
-use crate::page_cache::MappedBy;
+use crate::host::{Entry, EntryKind, Host, PageTable};
+use crate::page_cache::{MappedBy, Written};
 use crate::reclaim::Taking;
 use crate::stats::Counter;
 use crate::tables::Home;
@@ -52,17 +52,17 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
     fn protect_pages_of(
         &self,
         file: Home,
-        pages: Range<u64>,
+        written: &Written<'_>,
         shown: &dyn Fn() -> Option<PageRange>,
         stale: &mut StaleBatch<'_, H>,
     ) {
         let Some(shown) = shown() else { return };
         self.each_showing(
             file,
-            (&pages, shown),
+            (&written.pages, shown),
             |_| true,
             |range| {
-                self.protect_entries(range, file, stale);
+                self.protect_entries(range, written, stale);
                 stale.end_part(&self.table);
             },
         );
@@ -71,7 +71,7 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
         // entry, and a processor may use a removed translation until that call invalidates. The call claims its range
         // until then. A later claim finds the entries without the right.
         if !mutant!("writeback_ignores_claims") {
-            self.protect_claimed(file, shown, stale);
+            self.protect_claimed(shown, written, stale);
         }
     }
 
@@ -126,7 +126,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and has all of it
     /// invalidated. Outside of `shown` no entry of the file has the right, and no processor uses one that was there.
     #[inline(never)]
-    fn protect_claimed(&self, file: Home, shown: PageRange, stale: &mut StaleBatch<'_, H>) {
+    fn protect_claimed(&self, shown: PageRange, written: &Written<'_>, stale: &mut StaleBatch<'_, H>) {
         let (mut next, mut end) = (Some(0), None);
         while let Some(from) = next {
             let mut few = [None; CLAIMS];
@@ -149,7 +149,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             for &range in few.iter().flatten() {
                 // A processor may use translations removed from the range, until the call that removed them invalidates.
                 stale.touch_all(range);
-                self.protect_entries(range, file, stale);
+                self.protect_entries(range, written, stale);
             }
         }
         stale.end_part(&self.table);
@@ -203,14 +203,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file under
-    /// writeback. The present mappings do not matter: fewer rights are always correct, and a store that was allowed
-    /// faults.
-    fn protect_entries(&self, range: PageRange, file: Home, stale: &mut StaleBatch<'_, H>) {
+    /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a page that is `written`.
+    /// The present mappings do not matter: fewer rights are always correct, and a store that was allowed faults.
+    fn protect_entries(&self, range: PageRange, written: &Written<'_>, stale: &mut StaleBatch<'_, H>) {
         self.each_leaf_part(range, |part| {
             let (mut rest, mut look) = (Some(part), 0);
             while let Some(part) = rest {
-                let at = self.protect_up_to_a_bit(part, file, stale);
+                let at = self.protect_up_to_a_bit(part, written, stale);
                 rest = at.and_then(|at| PageRange::new(at, part.end()));
                 if rest.is_some() {
                     self.engine.pause_on_bit(look);
@@ -225,7 +224,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn protect_up_to_a_bit(
         &self,
         part: PageRange,
-        file: Home,
+        written: &Written<'_>,
         stale: &mut StaleBatch<'_, H>,
     ) -> Option<PageNumber> {
         let section = self.engine.enter();
@@ -237,14 +236,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 if entry.is_announced() {
                     return Some(page);
                 }
-                let is_meant = |frame: Frame| {
-                    let folio = self.engine.folio(frame);
-                    folio.is_writeback() && folio.is_page_of(file)
-                };
                 let clean = entry.without(Entry::WRITE | Entry::DIRTY);
                 match entry.kind() {
-                    EntryKind::Page(frame) if clean != entry && is_meant(frame) => {}
-                    EntryKind::Kept(frame) | EntryKind::Gone(frame) if is_meant(frame) => {
+                    EntryKind::Page(frame) if clean != entry && (written.has)(frame) => {}
+                    EntryKind::Kept(frame) | EntryKind::Gone(frame) if (written.has)(frame) => {
                         // An old translation may still give the right.
                         stale.touch(page);
                         if clean == entry {
