@@ -51,6 +51,10 @@ locked_table_shared      | faultless-soft | engine | no_table_under_a_locked | r
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
 writeback_protects_others | faultless-lab | order | batches::faultless_design::a_writeback_between_the_pages_of_another | invariant 9
+fork_ignores_batches     | faultless-lab  | order | batches::faultless_design::fork_beside_freeing | invariant 7
+freeing_ignores_batches  | faultless-lab  | order | batches::faultless_design::freeing_beside_freeing | invariant 3
+pages_made_in_a_hole     | faultless-lab  | order | batches::faultless_design::no_page_is_made_in_a_hole | a page was made beside
+fork_passes_reclaimed    | faultless-lab  | who_waits | fork_gives_the_child_what_reclaim_takes | invariant 7
 sweep_ignores_batches    | faultless-soft | loom_shared | a_protect_beside_a_writeback | invariant 3
 batch_freed_early        | faultless-soft | engine | truncation_frees | invariant 3
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3

@@ -5,9 +5,11 @@ use super::{FIRST, READ_WRITE, Recorder, Watched, Zeros, at};
 use faultless::address::PAGE_SIZE;
 use faultless::design::LockingDesign;
 use faultless::protection::{Access, Protection};
+use faultless::swap::CompressedMemory;
 use faultless::sync::Shared;
-use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
+use faultless::{Advice, Engine, Fault, File, Limits, MapRequest, Placement, RemapRequest};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
 every_design! { [crate::under] (
@@ -19,6 +21,9 @@ every_design! { [crate::under] (
     mremap_beside_a_truncation_invalidates_too
     mprotect_beside_a_writeback_invalidates_too
     a_writeback_between_the_pages_of_another_invalidates_too
+    fork_beside_freeing_invalidates_too
+    freeing_beside_freeing_invalidates_too
+    no_page_is_made_in_a_hole_that_is_being_punched
 ) }
 
 /// A file of one page, with spaces that show it and have stored into it.
@@ -143,4 +148,71 @@ fn a_writeback_between_the_pages_of_another_invalidates_too<D: LockingDesign>() 
     end.send(()).unwrap();
     handed.recv().unwrap().join().unwrap();
     file.sync().unwrap();
+}
+
+/// MADV_FREE takes the write right first, and invalidates later. fork finds no right to take. When it returns, no processor stores by an
+/// older translation into the pages that the child has too.
+fn fork_beside_freeing_invalidates_too<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 1);
+    let (log, other) = (space.engine().host().log.clone(), Watched(space.clone()));
+    let (hook_log, table) = (log.clone(), space.root());
+    let is_called = Arc::new(AtomicBool::new(false));
+    let called = is_called.clone();
+    log.when_invalidated(move || {
+        assert!(hook_log.has_old(table, at(FIRST).page()), "the right is gone");
+        let _child = other.fork().unwrap();
+        assert!(!hook_log.has_old(table, at(FIRST).page()), "invariant 7: a store reaches the child");
+        called.store(true, Ordering::Relaxed);
+    });
+    space.advise(at(FIRST), PAGE_SIZE, Advice::Free).unwrap();
+    assert!(is_called.load(Ordering::Relaxed), "MADV_FREE invalidates");
+}
+
+/// Reclaim takes a page to swap space, MADV_FREE drops it there, and a second MADV_FREE finds nothing. Neither reclaim nor the first call
+/// has invalidated. When the second one returns, no processor stores into the page that is gone.
+fn freeing_beside_freeing_invalidates_too<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    let device = CompressedMemory::new(64, 64 * PAGE_SIZE as usize).unwrap();
+    space.engine().add_swap(Arc::new(device)).unwrap();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 1);
+    let log = space.engine().host().log.clone();
+    let (first, second) = (Watched(space.clone()), Watched(space.clone()));
+    let (outer_log, inner_log, table) = (log.clone(), log.clone(), space.root());
+    let is_called = Arc::new(AtomicBool::new(false));
+    let called = is_called.clone();
+    log.when_invalidated(move || {
+        assert!(inner_log.has_old(table, at(FIRST).page()), "reclaim has taken the page");
+        outer_log.when_invalidated(move || {
+            second.advise(at(FIRST), PAGE_SIZE, Advice::Free).unwrap();
+            assert!(!inner_log.has_old(table, at(FIRST).page()), "invariant 3: a store would be lost");
+            called.store(true, Ordering::Relaxed);
+        });
+        first.advise(at(FIRST), PAGE_SIZE, Advice::Free).unwrap();
+    });
+    space.advise(at(FIRST), PAGE_SIZE, Advice::PageOut).unwrap();
+    assert!(is_called.load(Ordering::Relaxed), "MADV_FREE invalidates");
+}
+
+/// A page of a file without a store has been taken out, and processors may still use it. A fault there waits for the hole. A page that it
+/// made would be beside the old one.
+fn no_page_is_made_in_a_hole_that_is_being_punched<D: LockingDesign>() {
+    let engine = Engine::new(Recorder::new(), Limits::default()).unwrap();
+    let file = File::in_memory(&engine, PAGE_SIZE).unwrap();
+    let space = Watched::<D>::beside(&engine);
+    let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE);
+    space.map(request.at(Placement::Fixed(at(FIRST)))).unwrap();
+    space.touch(FIRST..FIRST + 1);
+    let (log, other) = (engine.host().log.clone(), Watched(space.clone()));
+    let (hook_log, table) = (log.clone(), space.root());
+    let (put, waits) = channel();
+    log.when_invalidated(move || {
+        assert!(hook_log.has_old(table, at(FIRST).page()), "the page is taken out");
+        put.send(other.fault(at(FIRST), Access::Write).unwrap()).unwrap();
+    });
+    file.handle().punch_hole(0, PAGE_SIZE).unwrap();
+    let Fault::Pending(fault) = waits.recv().unwrap() else { panic!("a page was made beside the old one") };
+    assert!(matches!(fault.wait(), Ok(Fault::Done)));
 }

@@ -155,6 +155,11 @@ impl<'a, H: Host> RemovedBatch<'a, H> {
         self.stale.touch(page);
     }
 
+    /// Notes that entries of `range`, in the current table, may have been weakened.
+    pub fn touch_all(&mut self, range: PageRange) {
+        self.stale.touch_all(range);
+    }
+
     /// Ends the part of `table`, as [`StaleBatch::end_part`] does.
     pub fn end_part(&mut self, table: &H::Table) {
         self.stale.end_part(table);
@@ -230,10 +235,20 @@ impl<H: Host> Engine<H> {
     /// pages. Range work asks this after its sweep.
     #[inline]
     pub(crate) fn has_stale(&self) -> bool {
+        self.open_batches() != 0 && !mutant!("sweep_ignores_batches")
+    }
+
+    /// Returns the same for a caller that has such a batch of its own.
+    pub(crate) fn has_other_stale(&self) -> bool {
+        self.open_batches() > 1
+    }
+
+    #[inline]
+    fn open_batches(&self) -> u64 {
         // Partner: the Release with which the entries that the sweep found were changed.
         fence(Ordering::Acquire);
         // Acquire, partner: the end of a batch.
-        self.open_batches.0.load(plain::Ordering::Acquire) != 0 && !mutant!("sweep_ignores_batches")
+        self.open_batches.0.load(plain::Ordering::Acquire)
     }
 
     /// Waits until no processor uses an older translation of any of these pages.

@@ -71,7 +71,7 @@ impl<H: Host> File<H> {
             let _last = self.pin_last_page(length)?;
             self.store_length.store(length, Ordering::Relaxed);
             let forbidden =
-                Forbidden::begin(&resizing, self, length / PAGE_SIZE..index::PAGES, Await::Writes);
+                Forbidden::begin(&resizing, self, self.first_cut(length)..index::PAGES, Await::Writes);
             self.commit(length, length.div_ceil(PAGE_SIZE));
             drop(forbidden);
         }
@@ -162,13 +162,19 @@ impl<H: Host> File<H> {
 
     /// Makes the store, and then the file, shorter.
     fn cut(&self, resizing: &Resizing<'_, H>, length: u64) -> Result<(), StoreError> {
-        let pages = length / PAGE_SIZE..index::PAGES;
+        let pages = self.first_cut(length)..index::PAGES;
         let forbidden = Forbidden::begin(resizing, self, pages, Await::ReadsAndWrites);
         self.store.as_ref().map_or(Ok(()), |store| store.set_length(length))?;
         self.store_length.store(length, Ordering::Relaxed);
         self.commit(length, length.div_ceil(PAGE_SIZE));
         drop(forbidden);
         Ok(())
+    }
+
+    /// Returns the first page that a cut to `length` forbids. A file without a store has no transfer of its last page that the length
+    /// would change, and the cut itself may have to bring that page back.
+    fn first_cut(&self, length: u64) -> u64 {
+        if self.is_in_memory() { length.div_ceil(PAGE_SIZE) } else { length / PAGE_SIZE }
     }
 
     /// Publishes a length that is not greater. Removes the pages from `first` on, and the copies of those after the

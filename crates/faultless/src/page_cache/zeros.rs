@@ -14,8 +14,8 @@ impl<H: Host> File<H> {
     /// returns, for which its group pays. Does not sleep.
     ///
     /// # Errors
-    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`], [`Miss::NoFrame`]; or [`Miss::InSlot`]: the page is in a slot, or on its
-    /// way there or back.
+    /// [`Miss::PastEnd`], [`Miss::Full`], [`Miss::OutOfMemory`], [`Miss::NoFrame`]; [`Miss::Forbidden`]: the file is being cut or
+    /// punched there; or [`Miss::InSlot`]: the page is in a slot, or on its way there or back.
     pub(crate) fn make_page(
         &self,
         page: u64,
@@ -26,6 +26,11 @@ impl<H: Host> File<H> {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
             }
+            // A page that is made beside a hole that is being punched would be another one than processors still use.
+            let is_forbidden = || self.is_forbidden(page) && !mutant!("pages_made_in_a_hole");
+            if is_forbidden() {
+                return Err(Miss::Forbidden);
+            }
             if let Some(word) = self.index.get(page) {
                 let seen = word.load(Ordering::Acquire);
                 if seen > SEEN && !(mutant!("zeros_over_a_slot") && frame_of(seen).is_none()) {
@@ -34,9 +39,9 @@ impl<H: Host> File<H> {
             }
             let frame = take().ok_or(Miss::NoFrame)?;
             let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
-            // Partner: the fence of a cut, which has lowered the length before.
+            // Partner: the fence of a cut, which has lowered the length before, and that of `Forbidden::begin`.
             fence_after_rmw();
-            if page < self.pages() {
+            if page < self.pages() && !is_forbidden() {
                 return Ok(frame);
             }
             self.detach(page, frame);

@@ -28,8 +28,10 @@ impl Stand for Soft {
 
     fn engine(frames: u64, limits: Limits) -> Result<Arc<Engine<Soft>>, Infallible> {
         let soft = Soft::with_caches(frames).expect("frames");
-        // With this limit, tests with few pages also use shared tables.
-        let limits = Limits { shared_entries: limits.shared_entries.min(2), ..limits };
+        // With this limit, tests with few pages also use shared tables. A test that gives a limit of its own keeps it.
+        let is_given = limits.shared_entries != Limits::default().shared_entries;
+        let shared_entries = if is_given { limits.shared_entries } else { 2 };
+        let limits = Limits { shared_entries, ..limits };
         let engine = Engine::new(soft, limits).expect("an engine");
         if pressure::is_on() {
             let device = CompressedMemory::new(SLOTS, SLOTS as usize * PAGE_SIZE as usize).expect("a device");

@@ -1,12 +1,14 @@
 //! fork: range work on the whole space. At one instant inside it, the child's private memory equals the parent's (invariant 7).
 //! Page work is stopped, and the entries are copied and lose their write right. Page work goes on only when no processor uses
-//! an older translation.
+//! an older translation. That is the instant: until then, stores by older translations reach pages that both spaces have.
 
-use crate::address::{PAGE_SIZE, PageNumber, PageRange};
+mod copies;
+
+use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::{Hull, MOST_TURNS};
 use crate::protection::{Protection, Sharing};
 use crate::space::change::range_change::RangeChange;
@@ -21,6 +23,7 @@ use crate::vma::tree::{Ranged, View};
 use crate::vma::{AnonId, AnonRecord, Backing, Mapping, MappingFlags, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use copies::Copies;
 
 /// The distance, in pages, at which folios' words are fetched ahead of the page being copied.
 const AHEAD: u64 = 8;
@@ -49,15 +52,6 @@ impl From<OutOfMemory> for ForkError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
     }
-}
-
-/// The copies of pages that a fork makes.
-#[derive(Default)]
-struct Copies {
-    /// The number of pages to be copied, as far as the fork has come.
-    count: u64,
-    /// Whether there was no frame for one of them. From then on pages are counted and not copied.
-    lack_frames: bool,
 }
 
 /// The reason why one try to fork has failed. The parent is as before.
@@ -159,9 +153,46 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
+/// The properties of a mapping on which it depends how its pages get into the child.
+#[derive(Clone, Copy)]
+struct Inherited {
+    range: PageRange,
+    /// Whether there are anonymous pages that the child gets.
+    has_pages: bool,
+    /// Whether the pages themselves are copied at once.
+    is_copied: bool,
+    /// Whether there may be guard pages that the child gets, and no anonymous ones.
+    may_have_guards: bool,
+    /// The right to store, if the mapping gives it.
+    write: u64,
+    #[cfg(loom)]
+    record: Option<AnonId>,
+}
+
+impl Inherited {
+    /// Returns the properties of a mapping. Its copy's record has begun, if it is to.
+    fn of<H: Host, D: LockingDesign>(vma: &Vma<H, D>, copy: &Vma<H, D>) -> Self {
+        Self {
+            range: vma.range(),
+            has_pages: copy.record().and_then(AnonRecord::id).is_some(),
+            is_copied: is_copied_at_fork(vma),
+            may_have_guards: !vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK)
+                && !is_plain_anonymous(vma),
+            write: write_of(vma),
+            #[cfg(loom)]
+            record: vma.record().and_then(AnonRecord::id),
+        }
+    }
+}
+
 /// Returns whether a child gets this mapping.
 fn is_inherited<H: Host, D: LockingDesign>(vma: &&Vma<H, D>) -> bool {
     !vma.mapping().flags.contains(MappingFlags::DONT_FORK)
+}
+
+/// Returns whether the mapping has anonymous pages, or had some.
+fn has_anonymous_pages<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
+    vma.record().is_some_and(|record| record.id().is_some())
 }
 
 /// Returns whether fork copies the pages of this mapping at once.
@@ -217,6 +248,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(map)
     }
 
+    /// Returns whether fork may share leaf tables between spaces of the engine.
+    fn may_share_tables(&self) -> bool {
+        self.table.sharing().is_some() && self.engine.limits().shared_entries <= H::Table::LEAF_PAGES
+    }
+
+    /// Lets the child have anonymous pages in `copy`, its copy of `vma`, before it has the first one.
+    fn begin_copied_record(&self, vma: &Vma<H, D>, copy: &Vma<H, D>) {
+        if let Some(record) = copy.record()
+            && !vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK)
+        {
+            debug_assert!(vma.mapping().sharing == Sharing::Private);
+            record.begin(AnonId::inherited(self.engine.next_serial()));
+        }
+    }
+
     /// Returns a view of the tree, all of which is taken.
     fn view_taken<'t>(&'t self, taken: &'t RangeReservation<'_, H>) -> View<'t, Vma<H, D>> {
         debug_assert!(taken.range().covers(self.whole()));
@@ -229,10 +275,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn pages_of_records(&self, taken: &RangeReservation<'_, H>) -> Vec<bool> {
         let lock = taken.lock();
         let view = self.tree.view_locked(&lock.writer);
-        view.from(PageNumber::new(0))
-            .filter(is_inherited)
-            .map(|vma| vma.record().is_some_and(|record| record.id().is_some()))
-            .collect()
+        view.from(PageNumber::new(0)).filter(is_inherited).map(has_anonymous_pages).collect()
     }
 
     /// Gives the child the entries of every private mapping that has anonymous pages. Leaf tables are shared where that pays;
@@ -253,13 +296,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         for (i, (vma, copy)) in pairs().enumerate() {
             // This is read after page work has stopped: a fault may have made the first page since the mappings were copied.
-            let has_pages = |record: &AnonRecord| early.map_or(record.id().is_some(), |early| early[i]);
-            if let (Some(record), Some(new_record)) = (vma.record(), copy.record())
-                && !vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK)
-                && has_pages(record)
-            {
-                debug_assert!(vma.mapping().sharing == Sharing::Private);
-                new_record.begin(AnonId::inherited(self.engine.next_serial()));
+            if early.map_or_else(|| has_anonymous_pages(vma), |early| early[i]) {
+                self.begin_copied_record(vma, copy);
             }
         }
         // Pinned pages stay the parent's alone.
@@ -290,14 +328,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             while let Some(&(vma, copy)) = mappings.peek().filter(|(vma, _)| vma.range().start() < span.end())
             {
                 let Some(part) = vma.range().intersection(span) else { return };
-                let copied = if vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK) {
-                    Ok(false)
-                } else if copy.record().and_then(AnonRecord::id).is_some() {
-                    self.copy_entries(leaf, (child, child_taken), (part, is_copied_at_fork(vma)), weakened)
-                } else if has_file_guards && !is_plain_anonymous(vma) {
-                    self.copy_guards(taken, (child, child_taken), part).map(|()| false)
-                } else {
-                    Ok(false)
+                let mapping = Inherited::of(vma, copy);
+                let copied = match mapping.has_pages {
+                    true => self.copy_entries(leaf, (child, child_taken), (part, mapping), weakened),
+                    false if has_file_guards && mapping.may_have_guards => {
+                        self.copy_guards(taken, (child, child_taken), part).map(|()| false)
+                    }
+                    false => Ok(false),
                 };
                 match copied {
                     Ok(some_to_copy) => has_copies |= some_to_copy,
@@ -316,14 +353,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 weakened.touch_all(shared);
             }
         }
-        let has_pages = |(_, copy): &(_, &Vma<H, D>)| copy.record().and_then(AnonRecord::id).is_some();
         let copy_pages = || {
             let mut copies = Copies::default();
-            let mut pairs = pairs().filter(|_| has_copies).filter(has_pages);
-            pairs.try_for_each(|(vma, _)| self.copy_now(taken, (child, child_taken), vma, &mut copies))?;
-            if copies.lack_frames { Err(Failed::NoFrame(copies.count)) } else { Ok(()) }
+            let mappings = pairs().filter(|_| has_copies).map(|(vma, copy)| Inherited::of(vma, copy));
+            let mut wanted = mappings.filter(|mapping| mapping.has_pages);
+            wanted
+                .try_for_each(|mapping| self.copy_now(taken, (child, child_taken), mapping, &mut copies))?;
+            copies.all()
         };
         let early = mutant!("copied_before_invalidate").then(copy_pages);
+        if !mutant!("fork_ignores_batches") {
+            weakened.swept(self, self.whole());
+        }
         // After this flush no processor writes through an old translation: the instant ends here.
         weakened.flush(self);
         result?;
@@ -342,7 +383,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         child: &Self,
     ) -> Result<bool, OutOfMemory> {
         let enough = self.engine.limits().shared_entries;
-        if self.table.sharing().is_none() || enough > H::Table::LEAF_PAGES {
+        if !self.may_share_tables() {
             return Ok(false);
         }
         let (mut mapped, mut has_pages, mut of_files) = (0, false, 0);
@@ -391,13 +432,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Copies the entries of `part`, which `leaf` covers. Returns true if some of the pages themselves are to be copied, since
-    /// they are pinned, or since the mapping `copies` at fork. The child does not have these pages yet.
+    /// Copies the entries of `part` of `mapping`, which `leaf` covers. Returns true if some of the pages themselves are to be copied,
+    /// since they are pinned, or since the mapping copies at fork. The child does not have these pages yet.
     fn copy_entries<'p>(
         &'p self,
         leaf: LeafOf<'p, H>,
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
-        (part, copies): (PageRange, bool),
+        (part, mapping): (PageRange, Inherited),
         weakened: &mut Weakened,
     ) -> Result<bool, OutOfMemory> {
         let mut to_copy = false;
@@ -418,7 +459,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             };
             // The bit is held while the counts change: a thread that comes by the file or the folio waits for it.
             let related = match child_leaf {
-                _ if copies && self.is_anonymous(entry) => Ok(false),
+                _ if mapping.is_copied && self.is_anonymous(entry) => Ok(false),
                 Some(_) => Ok(true),
                 // The child's range is taken, so its tables stay.
                 None => self.make_relative(leaf, (child, child_taken), page).map(|leaf| {
@@ -493,100 +534,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Some(entry);
             }
         }
-    }
-
-    /// Gives the child copies of the pages with I/O under way, and of all anonymous pages if the mapping copies at fork. They are
-    /// as they are now that no processor writes them. A device may go on writing: its writes belong to no instant. The parent's
-    /// next write finds its page exclusive; if the mapping copies at fork, it needs no fault.
-    fn copy_now(
-        &self,
-        taken: &RangeReservation<'_, H>,
-        (child, child_taken): (&Self, &RangeReservation<'_, H>),
-        vma: &Vma<H, D>,
-        copies: &mut Copies,
-    ) -> Result<(), Failed> {
-        let all = is_copied_at_fork(vma);
-        let rights = if all { write_of(vma) } else { 0 };
-        let mut result = Ok(());
-        self.each_table(taken, vma.range(), |part| {
-            // No page in a shared table is copied here.
-            let leaf = self.table.leaf(taken, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
-            let Some(leaf) = leaf else { return };
-            for page in part.iter() {
-                if result.is_err() {
-                    return;
-                }
-                // The end of the parent waits for this call.
-                if self.space_flags.dying.is_set() {
-                    result = Err(Failed::For(ForkError::Exited));
-                    return;
-                }
-                let Some(entry) = self.announce_page(leaf, page) else { continue };
-                let is_wanted =
-                    |frame: &Frame| if all { self.is_anonymous(entry) } else { self.is_own(*frame) };
-                let wanted = entry.counted_frame().filter(is_wanted);
-                copies.count += u64::from(wanted.is_some());
-                let Some(frame) = wanted.filter(|_| !copies.lack_frames) else {
-                    self.table.let_go(leaf, page);
-                    continue;
-                };
-                let leaf_made = child.table.make_leaf(child_taken, page).map_err(Failed::from);
-                result = leaf_made.and_then(|child_leaf| {
-                    let Some(copy) = self.copy_frame(child.group(), frame)? else {
-                        copies.lack_frames = true;
-                        return Ok(());
-                    };
-                    self.engine.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
-                    let rights = rights | entry.bits() & (Entry::READ | Entry::EXECUTE);
-                    child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
-                    self.engine.arrived_outside(copy);
-                    Ok(())
-                });
-                // A write right means: no slot. A write of the page reads its bytes.
-                let folio = self.engine.folio(frame);
-                if result.is_ok()
-                    && !copies.lack_frames
-                    && rights != 0
-                    && entry.mapped_frame().is_some()
-                    && !folio.is_writeback()
-                    && folio.try_reuse()
-                {
-                    self.engine.take_out(frame);
-                    folio.set_home(self.table.home(leaf, page));
-                    #[cfg(loom)]
-                    vma.record()
-                        .and_then(AnonRecord::id)
-                        .into_iter()
-                        .for_each(|id| folio.note_record(id.get()));
-                    if self.table.install(leaf, page, entry.with(rights)).is_ok() {
-                        continue;
-                    }
-                }
-                self.table.let_go(leaf, page);
-            }
-        });
-        result
-    }
-
-    /// Returns a copy of `frame`, of which no processor has a translation to store by. `group` pays for it. Returns `None` if there is
-    /// no frame for the copy.
-    fn copy_frame(&self, group: GroupId, frame: Frame) -> Result<Option<Frame>, Failed> {
-        let frames = self.engine.frames();
-        let Some(copy) = self.engine.take_frame(group, FrameUse::Fork) else { return Ok(None) };
-        self.engine.counters().add(Counter::ForkCopies, 1);
-        if !self.engine.folio(frame).is_pinned_for_io() {
-            frames.copy(frame, copy);
-            return Ok(Some(copy));
-        }
-        // Copied word by word, since the device may be writing.
-        let mut bytes = [0; PAGE_SIZE as usize];
-        if frames.read(frame, 0, &mut bytes) < bytes.len() {
-            // The host has lost the bytes. The fork fails, rather than give the child zeros there.
-            self.engine.free_frame(copy);
-            return Err(OutOfMemory.into());
-        }
-        frames.write(copy, 0, &bytes);
-        Ok(Some(copy))
     }
 }
 

@@ -28,6 +28,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 for page in part.iter().filter(|page| self.holds_own_page(*page)) {
                     self.free_page(page, &mut removed);
                 }
+                // Another call may have emptied an entry here, and not invalidated it yet. Its page is gone for the caller.
+                if self.engine.has_other_stale() && !mutant!("freeing_ignores_batches") {
+                    removed.touch_all(part);
+                }
                 removed.end_part(&self.table);
             });
             removed.finish();

@@ -2,7 +2,7 @@
 //! searched any more.
 //!
 //! ```text
-//!   take the range: no fork of this space, and no move into it, gives the table a page that a relative has
+//!   ask the design, take the range: no fork of this space, and no move into it, gives the table a page that a relative has
 //!   each entry, under its bit: does another space have the page?      then the table stays
 //!   the record leaves the family's list, and forgets the family
 //!   grace                          a section that has read the family in the record may write it into a home until then
@@ -12,7 +12,7 @@
 //! ```
 
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::frame::{Folio, Reference};
 use crate::host::{Entry, EntryKind, Host, PageTable, Slot};
 use crate::space::change::range_work::RangeReservation;
@@ -105,7 +105,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Takes the tables under `range` out of their families. [`Space::next_few_leaves`] has returned the range.
     fn isolate_tables(&self, range: PageRange, cost: &mut IsolateCost) {
-        let mut call = self.change_nothing();
+        let mut call = self.change(Call::Discard, range);
         drop(call.take(range));
         let taken = call.taken.over(range);
         let mut left = [const { None::<(PageRange, FormerMember<'_>)> }; FEW];

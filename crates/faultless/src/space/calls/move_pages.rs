@@ -1,7 +1,7 @@
 //! Moving pages within a space, without a copy (userfaultfd's UFFDIO_MOVE).
 //!
 //! ```text
-//!   take both ranges               no fork, munmap, mprotect or other move comes between; faults and reclaim do
+//!   ask the design, take both ranges      no fork, munmap, mprotect or other move comes between; faults and reclaim do
 //!   each source page, under its bit: the entry becomes KEPT       a fault restores it; reclaim passes it over
 //!   invalidate the source          from here on no processor uses the pages
 //!   each page, under both bits, taken in address order:
@@ -11,7 +11,7 @@
 //! A page in swap space moves with its slot, and needs the invalidation too: reclaim may have taken it just now (rule S1).
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::Reference;
 use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory, PageTable, Slot};
@@ -204,7 +204,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             let hole = MoveCause::Hole { address: range.start().address() };
             range.intersection(space.whole()).filter(|inside| *inside == range).ok_or(nothing(hole))?;
         }
-        let mut call = space.change_nothing();
+        let mut call = space.change(Call::Discard, source.hull(target));
         let moving = Moving::begin(&mut call, (source, target), request.allow_holes).map_err(nothing)?;
         let mut done = 0;
         let result = moving.run(&mut call, &mut done);
@@ -312,10 +312,10 @@ impl<'a, H: Host, D: LockingDesign> Moving<'a, H, D> {
                 self.put_back(call, index, *held);
                 refused = put.and(refused);
             }
-            // Work that has not taken the target's pages may have emptied an entry there, and not invalidated it yet.
-            let (_, first) = self.places(first);
-            if let Some(placed) = PageRange::new(first, self.places(*done).1) {
-                call.weakened.swept(self.space, placed);
+            // Work that has not taken the pages may have emptied an entry there, and not invalidated it yet.
+            let ((from, to), (from_end, to_end)) = (self.places(first), self.places(*done));
+            for moved in [PageRange::new(from, from_end), PageRange::new(to, to_end)].into_iter().flatten() {
+                call.weakened.swept(self.space, moved);
             }
             call.flush();
             refused?;

@@ -135,11 +135,12 @@ impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
         // If the host panics here, things retired below are leaked, since a processor may use it.
         self.flush();
         self.release();
-        self.work = None;
+        let has_asked = self.work.take().is_some();
         if let Some(locked) = self.locked {
             self.space.own_locked_tables(locked);
         }
-        if self.space.map.is_left() {
+        // A call that has not asked the design may have forbidden transfers of a file. Holders of the design's locks may wait for that.
+        if has_asked && self.space.map.is_left() {
             self.space.unhook_left();
         }
         self.space.engine.retire(&mut self.retired);

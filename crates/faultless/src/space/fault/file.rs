@@ -131,9 +131,11 @@ pub(super) fn find<H: Host, D: LockingDesign>(
         return match file.make_page(page, reference, || space.take_file_frame(section)) {
             Ok(frame) => Found::Ready(frame),
             Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
-            Err(Miss::Full(_) | Miss::InSlot | Miss::Lost(_)) => Found::NotReady(NotReady::Absent),
+            Err(Miss::Full(_) | Miss::InSlot | Miss::Lost(_) | Miss::Forbidden) => {
+                Found::NotReady(NotReady::Absent)
+            }
             Err(Miss::NoFrame) => Found::NoMemory,
-            Err(Miss::OutOfMemory(_) | Miss::Queue(_) | Miss::Forbidden) => Found::NoPlace,
+            Err(Miss::OutOfMemory(_) | Miss::Queue(_)) => Found::NoPlace,
         };
     }
     match file.find(page, reference) {
