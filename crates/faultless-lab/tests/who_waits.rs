@@ -11,10 +11,11 @@ use faultless::design::{Faultless, LockingDesign};
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::stats::Counter;
 use faultless::store::{FileStore, GatedStore};
-use faultless::swap::StoreDevice;
+use faultless::swap::{CompressedMemory, StoreDevice};
 use faultless::sync::Shared;
 use faultless::{
-    AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault, Placement, Source,
+    AddressSpace, Advice, Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault, Placement,
+    Source,
 };
 use faultless_lab::designs::{
     FaultlessRetry, MmapLock, MmapLockHold, RangeLock, Speculative, TableLock, VmaLock, VmaLockHold,
@@ -42,6 +43,11 @@ fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
+/// Limits with which fork shares no leaf tables, as on Linux.
+fn copying() -> Limits {
+    Limits { shared_entries: u64::MAX, ..Limits::default() }
+}
+
 /// A space with a mapping of a file whose reads are stalled.
 struct Stalled<D: LockingDesign> {
     space: AddressSpace<Soft, D>,
@@ -51,7 +57,7 @@ struct Stalled<D: LockingDesign> {
 
 impl<D: LockingDesign> Stalled<D> {
     fn new(sharing: Sharing) -> Self {
-        let engine = Engine::new(Soft::new(1024).expect("frames"), Limits::default()).expect("an engine");
+        let engine = Engine::new(Soft::new(1024).expect("frames"), copying()).expect("an engine");
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(4 * PAGE_SIZE).expect("four pages");
         let gate = Arc::new(GatedStore::new(FileStore::from_file(file).expect("a store")));
@@ -348,7 +354,7 @@ fn a_locked_folio_that_is_up_to_date() {
 
 /// Returns whether fork waits for a fault whose page is read from swap space.
 fn fork_waits_for_swap_space<D: LockingDesign>() -> bool {
-    let engine = Engine::new(Soft::with_caches(64).expect("frames"), Limits::default()).expect("an engine");
+    let engine = Engine::new(Soft::with_caches(64).expect("frames"), copying()).expect("an engine");
     let file = tempfile::tempfile().expect("a temporary file");
     file.set_len(64 * PAGE_SIZE).expect("64 pages");
     let gate = GatedStore::new(FileStore::from_file(file).expect("a store"));
@@ -381,6 +387,65 @@ fn a_read_from_swap_space() {
     assert!(!fork_waits_for_swap_space::<VmaLockHoldFile>(), "it holds for files alone");
     assert!(!fork_waits_for_swap_space::<VmaLockResume>());
     assert!(!fork_waits_for_swap_space::<Faultless>());
+}
+
+/// Waits until fork has copied the page at `at`, so that a store there has to fault.
+fn wait_until_copied<D: LockingDesign>(space: &AddressSpace<Soft, D>, at: VirtAddr, value: u64) {
+    let begun = Instant::now();
+    while space.try_store_u64(at, value).is_ok() {
+        assert!(begun.elapsed() < TOO_LONG, "fork has not copied {at}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// As `dup_mmap`: fork locks a VMA and copies it before it locks the next one. It waits for the fault in A. By then it has copied B, and
+/// has not come to C.
+#[test]
+fn fork_copies_a_vma_before_it_locks_the_next() {
+    let stalled = Stalled::<VmaLockHold>::new(Sharing::Private);
+    let (space, first) = (&stalled.space, stalled.first());
+    scope(|scope| {
+        let fault = scope.spawn(|| finish(Fault::Pending(first)));
+        let fork = scope.spawn(|| space.fork().expect("a child"));
+        wait_until_copied(space, at(BELOW), 1);
+        assert!(space.try_store_u64(at(ABOVE), 3).is_ok(), "fork has copied C");
+        let faults_above =
+            goes_on(|| stalled.gate.open(), || space.store_u64(at(ABOVE + 1), 4).expect("a store"));
+        assert!(faults_above, "fork has locked C");
+        fault.join().expect("no panic").expect("no error");
+        let child = fork.join().expect("no panic");
+        let of_child = [BELOW, ABOVE, ABOVE + 1].map(|page| child.load_u64(at(page)).expect("a load"));
+        assert_eq!(of_child, [1, 3, 4], "invariant 7");
+        // Nothing is held any more.
+        space.store_u64(at(BELOW), 5).expect("a store");
+        assert_eq!(child.load_u64(at(BELOW)), Ok(1), "invariant 7: the child has a later store");
+    });
+}
+
+/// Fork leaves the pages of B for the end, since the mapping copies at fork. While it waits for the fault in A, reclaim takes one of them
+/// to swap space.
+#[test]
+fn fork_gives_the_child_what_reclaim_takes_meanwhile() {
+    let stalled = Stalled::<VmaLockHold>::new(Sharing::Private);
+    let (space, first) = (&stalled.space, stalled.first());
+    let device = CompressedMemory::new(64, 64 * PAGE_SIZE as usize).expect("a device");
+    space.engine().add_swap(Arc::new(device)).expect("swap space");
+    space.advise(at(BELOW), 2 * PAGE_SIZE, Advice::CopyAtFork).expect("advice");
+    scope(|scope| {
+        let fault = scope.spawn(|| finish(Fault::Pending(first)));
+        let fork = scope.spawn(|| space.fork().expect("a child"));
+        wait_until_copied(space, at(BELOW), 1);
+        let begun = Instant::now();
+        while space.resident(at(BELOW), PAGE_SIZE) != Ok(vec![false]) {
+            space.advise(at(BELOW), PAGE_SIZE, Advice::PageOut).expect("advice");
+            assert!(begun.elapsed() < TOO_LONG, "the page does not go to swap space");
+        }
+        stalled.gate.open();
+        fault.join().expect("no panic").expect("no error");
+        let child = fork.join().expect("no panic");
+        assert_eq!(child.load_u64(at(BELOW)), Ok(1), "invariant 7: the child has lost a page");
+        assert_eq!(space.load_u64(at(BELOW)), Ok(1));
+    });
 }
 
 /// Returns the counts of a major fault whose page is in memory after its read: mmap_lock taken for reading, and

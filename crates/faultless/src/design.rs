@@ -141,7 +141,8 @@ pub enum Call {
     Unmap,
     /// mprotect.
     Protect,
-    /// madvise(MADV_DONTNEED). Mappings stay as they are.
+    /// A call that changes pages and leaves the mappings as they are: MADV_DONTNEED, guard pages, a move of pages (as userfaultfd's
+    /// MOVE), `isolate_cowed`.
     Discard,
     /// mremap.
     Remap,
@@ -167,7 +168,9 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// Says whether a fault that finds a file's folio locked waits for the folio's lock.
     const LOCKS_FOLIOS: bool = false;
     /// Says whether range work excludes page work VMA by VMA ([`LockingDesign::exclude`]). The `range_work` of such a
-    /// design must exclude all other changes of mappings.
+    /// design must exclude all other changes of mappings. That of fork must also keep calls that change pages ([`Call::Discard`])
+    /// away from the VMAs that it has excluded. Such a fork excludes and copies one VMA after the other, unless it may share leaf
+    /// tables.
     const LOCKS_VMAS: bool = false;
     /// The state of the design in each space.
     type Space: Default + Send + Sync + 'static;
@@ -314,7 +317,8 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     }
 
     /// Excludes page work from the whole space while fork copies. Called with the whole space taken, after page work on
-    /// the mappings that [`LockingDesign::fork_excludes`] names has been excluded.
+    /// the mappings that [`LockingDesign::fork_excludes`] names has been excluded. A fork that excludes and copies one VMA after the
+    /// other does not call it.
     fn fork<'s, H: Host>(space: &'s Shared<Self::Space>, engine: &'s Engine<H>) -> Self::Fork<'s, H>;
 }
 

@@ -10,8 +10,9 @@
 //! | new VMAs are born write-locked | `__mmap_new_vma`, `__split_vma` call `vma_start_write` |
 //! | a replaced VMA takes no reader any more | `vma_mark_detached` |
 //! | the first anonymous page of a VMA tries mmap_lock; if that fails, the fault starts over under it | `__vmf_anon_prepare`: `mmap_read_trylock`, else `VM_FAULT_RETRY` |
-//! | fork locks VMAs one by one under mmap_lock and keeps them locked | `dup_mmap`: `vma_start_write` for each, until `mmap_write_unlock(oldmm)` |
-//! | MADV_DONTNEED inside one VMA takes its lock for reading, else mmap_lock for reading | `madvise_lock` with `MADVISE_VMA_READ_LOCK`, `try_vma_read_lock` |
+//! | fork locks a VMA under mmap_lock, copies it, and goes on to the next; all stay locked | `dup_mmap`: `vma_start_write` and `copy_page_range` for each, until `mmap_write_unlock(oldmm)` |
+//! | MADV_DONTNEED and guard pages inside one VMA take its lock for reading, else mmap_lock for reading | `madvise_lock` with `MADVISE_VMA_READ_LOCK`, `try_vma_read_lock` |
+//! | a move of pages (UFFDIO_MOVE) takes the VMA's lock if both places are in it, else mmap_lock for reading | `uffd_move_lock`, which can lock two VMAs |
 //! | munmap continues as a reader of mmap_lock when its mappings are out of the tree | `vms_complete_munmap_vmas`: `mmap_write_downgrade` |
 //! | a fault that waits for I/O ends with its process | `folio_lock_killable`, `filemap_read_folio` |
 //!
@@ -32,6 +33,8 @@
 //! * Below the lock, the engine still announces in entries. It executes one fence for its section and one after the
 //!   bit. Linux has RCU and the page table's lock. This costs two more fences for each fault, the same under every
 //!   design.
+//! * fork makes the child's VMAs before it locks the first of the parent's, and copies pages that are pinned after the last one. Linux
+//!   does both at the turn of each VMA.
 //! * There is no fault-around, no read-ahead and no large folio. exit takes the same locks as munmap.
 //! * A fault does no more lookups than in Linux: a VMA found with its lock is not looked up again.
 //! * For mmap_lock see [`super::rwsem`] and [`super::mmap_locked`]: folios are checked but not locked, and all threads
@@ -388,7 +391,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     type Inside<'s, H: Host> = Inside<'s, H, P>;
     type Kept = Kept;
     type Range<'s, H: Host> = Range<'s>;
-    /// The VMAs are locked one by one.
+    /// The VMAs are locked one by one. With shared leaf tables (`--fork share`) all are locked before the first is copied.
     type Fork<'s, H: Host> = ();
 
     #[inline]

@@ -26,9 +26,9 @@
 //!   that a walk has read. So truncation reads the space's number of moves first, and the hull second. If a move was counted
 //!   before that, its addresses are in the hull. If the number has changed at the end, truncation looks again, with the whole
 //!   space taken. Writeback needs no second look: mremap takes the write right from the entries that it moves.
-//! * fork gives a child only pages of its parent. The child has a higher number, and a walk goes upwards. If fork took the
-//!   parent before truncation finished with it, truncation waits for fork, and the child is listed with full hulls. If fork
-//!   comes later, the parent has no such page left. fork gives no write right.
+//! * fork gives a child only pages of its parent. The child has a higher number, and a walk goes upwards. It is listed with full
+//!   hulls before it has its first page. fork has the parent's bit of a page until the child has it too. So if truncation finds a
+//!   page gone from the parent, the child got it before that, and truncation comes to the child later. fork gives no write right.
 //!
 //! # Spaces that have stored
 //!

@@ -1,8 +1,11 @@
 //! fork: range work on the whole space. At one instant inside it, the child's private memory equals the parent's (invariant 7).
 //! Page work is stopped, and the entries are copied and lose their write right. Page work goes on only when no processor uses
 //! an older translation. That is the instant: until then, stores by older translations reach pages that both spaces have.
+//!
+//! A design with locks in VMAs stops page work VMA by VMA, each before it is copied ([`one_by_one`]), if no leaf tables are shared.
 
 mod copies;
+mod one_by_one;
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
@@ -120,6 +123,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let space = &*self.0;
         let whole = space.whole();
         let mut call = space.change(Call::Fork, whole);
+        if D::LOCKS_VMAS && !space.may_share_tables() {
+            let made = space.fork_one_by_one(&mut call, &child);
+            call.finish();
+            return made.map(|()| child);
+        }
         call.exclude(whole, D::fork_excludes);
         let lock = call.take(whole);
         if lock.exited {
