@@ -19,7 +19,7 @@ use crate::vma::Mapping;
 ///   frames                                  their references are dropped
 ///   the ranges taken
 ///   what the design keeps                   other calls go on from here
-///   leaf tables that were left              by calls that had claims in one table with us: the last one frees it
+///   leaf tables that were left              by calls that had claims in one table with us: the last one that asked the design frees it
 ///   shared tables under a locked mapping    replaced by the space's own (rule H6 of docs/home.md)
 ///   replaced and unhooked things            retired, when nothing is held
 /// ```
